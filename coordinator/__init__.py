@@ -1,0 +1,1 @@
+"""The coordinator: trains the rest of the network."""

@@ -1,0 +1,1 @@
+"""Strategies: pure decisions on what the coordinator trains next."""

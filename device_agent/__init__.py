@@ -1,0 +1,1 @@
+"""The device agent: trains a segment and its exit on local data."""

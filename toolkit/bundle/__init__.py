@@ -1,0 +1,1 @@
+"""The exported model on disk: manifest, digests."""

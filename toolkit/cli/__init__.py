@@ -1,0 +1,1 @@
+"""The hsee command line: thin commands over the other rooms."""

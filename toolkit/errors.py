@@ -1,0 +1,256 @@
+"""Every error hsee raises on purpose: a stable code, an exit status, and what to do next.
+
+Exit statuses: 0 ok, 1 failed, 2 usage, 3 config, 4 broker, 5 partial, 6 environment, 130/143 interrupted.
+Only the command line catches ``HseeError``; ``HSEE_DEBUG=1`` brings the traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class HseeError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: what went wrong and where, in one sentence.
+        hint: what to type or change next; may be empty.
+        facts: the values behind the message, for callers and ``--json``.
+    """
+
+    code: ClassVar[str] = "HSEE-E000"
+    exit_status: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "", **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.facts = facts
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class UsageError(HseeError, ValueError):
+    """A command or call was given something that makes no sense."""
+
+    code = "HSEE-E200"
+    exit_status = 2
+
+
+class ConfigError(HseeError, ValueError):
+    """A configuration file, variable or flag is wrong; facts name file, line and key."""
+
+    code = "HSEE-E300"
+    exit_status = 3
+
+
+class ProfileError(ConfigError):
+    """A profile file is missing, damaged, or for another model."""
+
+    code = "HSEE-E310"
+
+
+class PlanError(HseeError, ValueError):
+    """No cut layer satisfies the limits; facts name the constraint that failed."""
+
+    code = "HSEE-E320"
+    exit_status = 3
+
+
+class DataError(HseeError, ValueError):
+    """A data source can't be used for what was asked."""
+
+    code = "HSEE-E110"
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """A data source is not there or can't be read."""
+
+    code = "HSEE-E111"
+
+
+class ShapeError(DataError):
+    """An array has another shape or type than the model takes; facts: expected, got."""
+
+    code = "HSEE-E112"
+
+
+class ModelError(HseeError, ValueError):
+    """An unknown model, or options it does not take."""
+
+    code = "HSEE-E120"
+
+
+class CutError(ModelError):
+    """A cut layer that the model does not have or that can't be cut."""
+
+    code = "HSEE-E121"
+
+
+class ExitPolicyError(HseeError, ValueError):
+    """A threshold or policy that can't gate an exit."""
+
+    code = "HSEE-E122"
+
+
+class StrategyError(HseeError, ValueError):
+    """An unknown strategy, or one that answers out of its contract."""
+
+    code = "HSEE-E123"
+
+
+class TrainingError(HseeError, ArithmeticError):
+    """Training can't go on; facts name device, round and step."""
+
+    code = "HSEE-E125"
+
+
+class ProtocolError(HseeError):
+    """Abstract: somebody broke PROTOCOL.md."""
+
+    code = "HSEE-E130"
+
+
+class LocalProtocolError(ProtocolError, RuntimeError):
+    """We broke it: a bug of ours."""
+
+    code = "HSEE-E131"
+
+
+class RemoteProtocolError(ProtocolError, ValueError):
+    """They broke it: drop the message, count it, go on."""
+
+    code = "HSEE-E132"
+
+
+class BundleError(HseeError, ValueError):
+    """A bundle is damaged, incomplete, or of a version this runtime does not know."""
+
+    code = "HSEE-E140"
+
+
+class BundleDigestError(BundleError):
+    """A file of the bundle is not the one its manifest names; facts: file, expected, got."""
+
+    code = "HSEE-E141"
+
+
+class RunError(HseeError):
+    """A run can't start, go on, or be read."""
+
+    code = "HSEE-E150"
+
+
+class RefusedError(RunError, PermissionError):
+    """The coordinator refused this device; facts: reason."""
+
+    code = "HSEE-E151"
+
+
+class FencedError(RunError):
+    """Another process took over this device id; this one stops for good."""
+
+    code = "HSEE-E152"
+
+
+class CheckpointError(RunError, ValueError):
+    """Saved state is damaged or does not fit."""
+
+    code = "HSEE-E153"
+
+
+class BrokerError(HseeError, ConnectionError):
+    """The broker can't be used."""
+
+    code = "HSEE-E400"
+    exit_status = 4
+
+
+class BrokerUnreachableError(BrokerError):
+    """Nobody answers at that host and port."""
+
+    code = "HSEE-E401"
+    retryable = True
+
+
+class BrokerLoginError(BrokerError, PermissionError):
+    """The broker refused the login."""
+
+    code = "HSEE-E402"
+
+
+class InsecureBrokerError(BrokerError):
+    """Off loopback without TLS or credentials, and no flag said so."""
+
+    code = "HSEE-E403"
+
+
+class IdentityConflictError(BrokerError):
+    """Two processes use one client id and evict each other."""
+
+    code = "HSEE-E404"
+
+
+class PacketTooLargeError(BrokerError, ValueError):
+    """A message exceeds the broker's packet limit; facts: n_bytes, limit_bytes."""
+
+    code = "HSEE-E405"
+
+
+class PartialError(HseeError):
+    """Only a part of what was asked came about: too few devices, say."""
+
+    code = "HSEE-E500"
+    exit_status = 5
+
+
+class MachineError(HseeError, OSError):
+    """The machine lacks something: disk, memory, permission, time."""
+
+    code = "HSEE-E600"
+    exit_status = 6
+
+
+class MissingPartError(MachineError, ImportError):
+    """An optional part is not installed; the hint is the command that installs it."""
+
+    code = "HSEE-E601"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Say the nearest known word as a question, or list what is known.
+
+    Args:
+        word: what the user wrote.
+        known: what would have been right.
+    Returns: one short sentence.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Known: {', '.join(names)}." if names else ""
+
+
+def require(module: str, *, part: str, purpose: str) -> None:
+    """Check that an optional package is installed, without importing it.
+
+    Args:
+        module: its import name.
+        part: the extra of hsee that brings it.
+        purpose: what it is needed for, as a noun phrase.
+    Raises: MissingPartError: it is not installed.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise MissingPartError(
+            f"{purpose} needs the package {module!r}, which is not installed.",
+            hint=f"Install it with: pip install 'hsee[{part}]'",
+            module=module,
+            part=part,
+        )

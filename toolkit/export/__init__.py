@@ -1,0 +1,1 @@
+"""From a trained segment to a bundle."""

@@ -1,0 +1,1 @@
+"""Links: how protocol messages travel."""

@@ -1,0 +1,1 @@
+"""Networks, steps and data for training; torch lives here."""

@@ -1,0 +1,1 @@
+"""Cut layers chosen from profiles: pure functions."""

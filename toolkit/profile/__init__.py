@@ -1,0 +1,1 @@
+"""Measured boards: schema, measurement, where profiles are found."""

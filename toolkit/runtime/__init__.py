@@ -1,0 +1,1 @@
+"""Inference on the board: numpy and onnxruntime, nothing else."""

@@ -1,0 +1,76 @@
+"""Frames: magic, version, header length, typed header, raw body; the one layout of every binary message.
+
+    offset  size  content
+    0       4     magic, the bytes ``HSEE``
+    4       1     protocol version
+    5       3     zero
+    8       4     header length in bytes, unsigned, little endian
+    12      n     header: one msgpack map, its ``type`` names the message
+    12+n    rest  body: raw bytes, what they are is said by the header
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import TypeVar
+
+import msgspec
+
+from toolkit.errors import LocalProtocolError, RemoteProtocolError
+from toolkit.wire.limits import MAGIC, MAX_HEADER_BYTES, PROTOCOL_VERSION
+from toolkit.wire.messages import AnyMessage, Message, encode_header
+
+Buffer = bytes | bytearray | memoryview
+M = TypeVar("M", bound=Message)
+
+_PREFIX = struct.Struct("<4sB3xI")
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message, body: Iterable[Buffer] = ()) -> bytearray:
+    """Lay a message out as one frame.
+
+    Args:
+        message: the header.
+        body: buffers that follow it, in order.
+    Raises: LocalProtocolError: the message is invalid or its header too long.
+    """
+    header = encode_header(message)
+    if len(header) > MAX_HEADER_BYTES:
+        raise LocalProtocolError(f"A {type(message).__name__} header of {len(header)} bytes exceeds {MAX_HEADER_BYTES}.")
+    frame = bytearray(_PREFIX.pack(MAGIC, PROTOCOL_VERSION, len(header)))
+    frame += header
+    for buffer in body:
+        frame += buffer
+    return frame
+
+
+def decode(frame: Buffer) -> tuple[AnyMessage, memoryview]:
+    """Read one frame.
+
+    Args:
+        frame: the whole message as received.
+    Returns: the typed header, and the body as a view into ``frame``.
+    Raises: RemoteProtocolError: anything else than a valid frame of a version we speak.
+    """
+    view = memoryview(frame)
+    # PROTOCOL.md 2: "A receiver MUST refuse a message shorter than 12 bytes or with another magic."
+    if len(view) < _PREFIX.size:
+        raise RemoteProtocolError(f"A message of {len(view)} bytes is shorter than a frame's prefix.")
+    magic, version, n_header = _PREFIX.unpack_from(view)
+    if magic != MAGIC:
+        raise RemoteProtocolError("A message does not begin with the protocol's magic.")
+    # PROTOCOL.md 2: "A receiver MUST refuse a version it does not speak, naming both."
+    if version != PROTOCOL_VERSION:
+        raise RemoteProtocolError(
+            f"A message has protocol version {version}; this side speaks {PROTOCOL_VERSION}.", version=version
+        )
+    # PROTOCOL.md 2: "A header MUST NOT exceed 64 KiB; the length is checked before the header is read."
+    if n_header > MAX_HEADER_BYTES or _PREFIX.size + n_header > len(view):
+        raise RemoteProtocolError(f"A header of {n_header} bytes does not fit its message of {len(view)} bytes.")
+    try:
+        message = _decoder.decode(view[_PREFIX.size : _PREFIX.size + n_header])
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        raise RemoteProtocolError(f"A header is not a valid message: {exc}") from exc
+    return message, view[_PREFIX.size + n_header :]

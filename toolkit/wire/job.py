@@ -1,0 +1,62 @@
+"""What a run asks of a device: the typed job that an assignment carries.
+
+A job is data only. Code never travels: a model is named, and built from the packages on the board.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""A device id, run id or fleet: safe as one level of a topic and as one name of a folder."""
+Scalar = str | int | float | bool
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Positive = Annotated[int, Meta(ge=1, le=2**31)]
+Shape = Annotated[list[Positive], Meta(min_length=1, max_length=7)]
+ClassNames = Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=2, max_length=65_536)]
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A model by name with its options; ``input_shape`` is one sample without the batch axis."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    input_shape: Shape
+    n_classes: Annotated[int, Meta(ge=2, le=65_536)]
+    options: dict[str, Scalar] = {}
+
+
+class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """SGD with momentum: the learning rate falls from ``lr`` to zero along a half cosine over the run's rounds."""
+
+    lr: Annotated[float, Meta(gt=0)] = 0.05
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0)] = 5e-4
+    schedule: Annotated[str, Meta(pattern="^(constant|cosine)$")] = "cosine"
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a device needs to train its segment and exit.
+
+    ``mean`` and ``std`` are per channel (first axis of a sample), applied to inputs as ``(x - mean) / std``.
+    ``round_steps`` is the number of batches a device trains in a round; 0 means one local epoch.
+    ``eval_samples`` caps the held-out samples sent as activations at a round's end.
+    """
+
+    run: Name
+    model: ModelSpec
+    cut: Annotated[str, Meta(min_length=1, max_length=256)]
+    classes: ClassNames
+    mean: list[float]
+    std: list[float]
+    seed: Count
+    rounds: Positive
+    batch_size: Annotated[int, Meta(ge=2, le=65_536)]
+    round_steps: Count = 0
+    eval_samples: Count = 256
+    optimizer: OptimizerSpec = OptimizerSpec()
+    exit_head: Annotated[str, Meta(min_length=1, max_length=64)] = "pooled"
+    codec: Annotated[str, Meta(min_length=1, max_length=32)] = "float32"
+    threads: Positive = 1

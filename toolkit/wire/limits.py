@@ -1,0 +1,22 @@
+"""Caps of the protocol: every one is checked before anything is allocated for what it bounds."""
+
+from __future__ import annotations
+
+PROTOCOL_VERSION = 1
+MAGIC = b"HSEE"
+
+MAX_HEADER_BYTES = 64 * 1024
+MAX_TENSORS = 256
+MAX_NDIM = 8
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+MAX_CHUNKS = 4096
+MAX_OPEN_PAYLOADS = 8
+"""Payloads of one device that may be incomplete at a time; the oldest is abandoned first."""
+MAX_CLASSES = 65_536
+MAX_NAME_BYTES = 64
+MAX_PROFILE_BYTES = 32 * 1024
+
+DEFAULT_CHUNK_BYTES = 256 * 1024
+"""A chunk of this size costs no more than larger ones and passes every common broker but AWS IoT's (120 KiB)."""
+CHUNK_OVERHEAD_BYTES = 512
+"""Frame and header of a chunk message never exceed this."""

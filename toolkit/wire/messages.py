@@ -1,0 +1,208 @@
+"""One frozen type a message, validated when made; PROTOCOL.md describes each.
+
+A message on the wire is a frame (``frames.py``) whose header is one of these types, told apart by ``type``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from toolkit.errors import LocalProtocolError
+from toolkit.wire.job import ClassNames, Count, Job, ModelSpec, Name, Positive, Shape
+from toolkit.wire.limits import (
+    MAX_CHUNKS,
+    MAX_PAYLOAD_BYTES,
+    MAX_PROFILE_BYTES,
+    MAX_TENSORS,
+)
+
+Nonce = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Text = Annotated[str, Meta(max_length=1024)]
+Codec = Literal["float32", "float16", "int8", "int64"]
+Compression = Literal["none", "zstd"]
+Phase = Literal["waiting", "training", "finished", "failed"]
+PayloadKind = Literal["train", "eval"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
+    """Base of all messages."""
+
+
+class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device tells about its local data: counts and per-channel moments, never samples."""
+
+    classes: ClassNames
+    input_shape: Shape
+    n_train: Annotated[int, Meta(ge=2, le=2**40)]
+    n_eval: Count
+    mean: list[float]
+    var: list[float]
+    fingerprint: Annotated[str, Meta(min_length=8, max_length=64)]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.var) or not 1 <= len(self.mean) <= self.input_shape[0]:
+            msg = "mean and var hold one number a channel"
+            raise ValueError(msg)
+        if not all(map(math.isfinite, [*self.mean, *self.var])) or min(self.var) < 0:
+            msg = "mean and var must be finite, var not negative"
+            raise ValueError(msg)
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """Device to coordinator, after every CONNACK: who I am, what I hold, where I stand."""
+
+    device: Name
+    boot_nonce: Nonce
+    protocols: Annotated[list[Positive], Meta(min_length=1, max_length=16)]
+    software: Annotated[str, Meta(max_length=128)]
+    data: DataSummary
+    profile: Annotated[str, Meta(max_length=MAX_PROFILE_BYTES)] = ""
+    trained_round: Count = 0
+    trained_seq: Count = 0
+
+
+class Bye(Message, frozen=True, kw_only=True):
+    """Device to coordinator: this process stops on purpose."""
+
+    device: Name
+    boot_nonce: Nonce
+    reason: Text
+
+
+class Chunk(Message, frozen=True, kw_only=True):
+    """One piece of a payload; its bytes are the frame's body. Collected by ``payload_id``, never by batch id."""
+
+    payload_id: Nonce
+    index: Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)]
+    n_chunks: Annotated[int, Meta(ge=1, le=MAX_CHUNKS)]
+    total_bytes: Annotated[int, Meta(ge=1, le=MAX_PAYLOAD_BYTES)]
+
+    def __post_init__(self) -> None:
+        if self.index >= self.n_chunks:
+            msg = f"chunk {self.index} of {self.n_chunks}"
+            raise ValueError(msg)
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How one tensor stands in a payload's body: ``n_bytes`` after encoding and compression."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=2**31)]], Meta(max_length=8)]
+    codec: Codec
+    n_bytes: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD_BYTES)]
+    compression: Compression = "none"
+
+
+class Payload(Message, frozen=True, kw_only=True):
+    """One rendering of a batch: activations ``h`` and labels ``y`` of one forward pass.
+
+    Attributes:
+        exit_loss: the exit's mean cross-entropy on this batch, nats.
+        exit_correct: samples of this batch that the exit classified right.
+        segment_step: device steps made before this forward pass.
+        remade: the forward pass was made again; activations may differ from the first rendering.
+        sha256: of the body.
+    """
+
+    device: Name
+    kind: PayloadKind
+    round: Positive
+    seq: Positive
+    term: Positive
+    incarnation: Positive
+    plan_version: Positive
+    cut: Annotated[str, Meta(min_length=1, max_length=256)]
+    segment_step: Count
+    exit_loss: float
+    exit_correct: Count
+    tensors: Annotated[list[TensorSpec], Meta(min_length=1, max_length=MAX_TENSORS)]
+    sha256: Digest
+    remade: bool = False
+
+
+class MeasureRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks a device that has no fitting profile to measure itself for this model and batch size."""
+
+    model: ModelSpec
+    batch_size: Positive
+    exit_head: str
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """Coordinator to device: the answer to a hello, naming its boot nonce."""
+
+    boot_nonce: Nonce
+    run: Name
+    term: Positive
+    incarnation: Positive
+    protocol: Positive
+    measure: MeasureRequest | None = None
+
+
+class Assignment(Message, frozen=True, kw_only=True):
+    """Coordinator to device: the job under a committed plan version."""
+
+    term: Positive
+    plan_version: Positive
+    job: Job
+
+
+class State(Message, frozen=True, kw_only=True):
+    """The only flow control: absolute and complete; a device obeys the highest ``(term, n)``.
+
+    A device may send the seqs in ``[next, limit)`` of ``round``; ``watermark`` is the greatest (round, seq)
+    that is durable at the coordinator.
+    """
+
+    term: Positive
+    incarnation: Positive
+    n: Positive
+    phase: Phase
+    round: Count
+    next: Positive
+    limit: Positive
+    watermark_round: Count
+    watermark_seq: Count
+    plan_version: Count
+    round_left_s: float = 0.0
+    detail: Text = ""
+
+
+class Refusal(Message, frozen=True, kw_only=True):
+    """Coordinator to device: this hello is not accepted, and trying again as it is won't help."""
+
+    boot_nonce: Nonce
+    code: Annotated[str, Meta(max_length=32)]
+    message: Text
+
+
+class Fenced(Message, frozen=True, kw_only=True):
+    """Coordinator to device: a newer process speaks for this device id; stop for good."""
+
+    boot_nonce: Nonce
+    incarnation: Positive
+
+
+UpMessage = Hello | Bye | Chunk
+DownMessage = Welcome | Assignment | State | Refusal | Fenced
+AnyMessage = Hello | Bye | Chunk | Payload | Welcome | Assignment | State | Refusal | Fenced
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_header(message: Message) -> bytes:
+    """Serialise a message's header as msgpack, validating it first.
+
+    Raises: LocalProtocolError: the message breaks its own type: a bug on this side.
+    """
+    header = _encoder.encode(message)
+    try:
+        msgspec.msgpack.decode(header, type=type(message))
+    except msgspec.ValidationError as exc:
+        raise LocalProtocolError(f"A {type(message).__name__} was made that its own type refuses: {exc}") from exc
+    return header

@@ -1,0 +1,73 @@
+"""Topics: the only file that spells one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.errors import RemoteProtocolError, UsageError
+
+ROOT = "hsee/v1"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_name(name: str, *, what: str) -> str:
+    """Return ``name`` if it can be one topic level and one folder name.
+
+    Raises: UsageError: it can't.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{what} {name!r} is not a name hsee can use.",
+            hint="Use 1 to 64 letters, digits, '_', '-' or '.', beginning with a letter or digit.",
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """All topics of one fleet."""
+
+    fleet: str
+
+    @property
+    def bridge_state(self) -> str:
+        """Retained JSON: is a coordinator up, and for which run. Its last will says offline."""
+        return f"{ROOT}/{self.fleet}/bridge/state"
+
+    def device_state(self, device: str) -> str:
+        """Retained JSON: is this device's process connected. Its last will says offline."""
+        return f"{ROOT}/{self.fleet}/device/{device}/state"
+
+    def device_info(self, device: str) -> str:
+        """Retained JSON: what this device is; small, apart from tensors."""
+        return f"{ROOT}/{self.fleet}/device/{device}/info"
+
+    def up(self, run: str, device: str) -> str:
+        """Binary, device to coordinator; never retained."""
+        return f"{ROOT}/{self.fleet}/data/{run}/{device}/up"
+
+    def down(self, run: str, device: str) -> str:
+        """Binary, coordinator to device; never retained."""
+        return f"{ROOT}/{self.fleet}/data/{run}/{device}/down"
+
+    def all_up(self, run: str) -> str:
+        """Filter: what all devices of a run send."""
+        return self.up(run, "+")
+
+    @property
+    def all_device_states(self) -> str:
+        """Filter: the state of every device."""
+        return self.device_state("+")
+
+    def device_of(self, topic: str, *, leaf: Literal["up", "state"]) -> str:
+        """Read the device id out of a received topic.
+
+        Raises: RemoteProtocolError: it is no such topic of this fleet.
+        """
+        levels = topic.split("/")
+        shape = ("data", 7) if leaf == "up" else ("device", 6)
+        if topic.startswith(f"{ROOT}/{self.fleet}/{shape[0]}/") and len(levels) == shape[1] and levels[-1] == leaf:
+            return levels[-2]
+        raise RemoteProtocolError(f"{topic!r} is not an {leaf!r} topic of fleet {self.fleet!r}.")
