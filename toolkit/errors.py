@@ -215,10 +215,11 @@ class MachineError(HseeError, OSError):
     exit_status = 6
 
 
-class MissingPartError(MachineError, ImportError):
+class MissingPartError(HseeError, ImportError):
     """An optional part is not installed; the hint is the command that installs it."""
 
     code = "HSEE-E601"
+    exit_status = 6
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
