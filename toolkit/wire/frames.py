@@ -1,12 +1,12 @@
 """Frames: magic, version, header length, typed header, raw body; the one layout of every binary message.
 
-    offset  size  content
-    0       4     magic, the bytes ``HSEE``
-    4       1     protocol version
-    5       3     zero
-    8       4     header length in bytes, unsigned, little endian
-    12      n     header: one msgpack map, its ``type`` names the message
-    12+n    rest  body: raw bytes, what they are is said by the header
+offset  size  content
+0       4     magic, the bytes ``HSEE``
+4       1     protocol version
+5       3     zero
+8       4     header length in bytes, unsigned, little endian
+12      n     header: one msgpack map, its ``type`` names the message
+12+n    rest  body: raw bytes, what they are is said by the header
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def encode(message: Message, body: Iterable[Buffer] = ()) -> bytearray:
     """
     header = encode_header(message)
     if len(header) > MAX_HEADER_BYTES:
-        raise LocalProtocolError(f"A {type(message).__name__} header of {len(header)} bytes exceeds {MAX_HEADER_BYTES}.")
+        raise LocalProtocolError(
+            f"A {type(message).__name__} header of {len(header)} bytes exceeds {MAX_HEADER_BYTES}."
+        )
     frame = bytearray(_PREFIX.pack(MAGIC, PROTOCOL_VERSION, len(header)))
     frame += header
     for buffer in body:
@@ -68,7 +70,9 @@ def decode(frame: Buffer) -> tuple[AnyMessage, memoryview]:
         )
     # PROTOCOL.md 2: "A header MUST NOT exceed 64 KiB; the length is checked before the header is read."
     if n_header > MAX_HEADER_BYTES or _PREFIX.size + n_header > len(view):
-        raise RemoteProtocolError(f"A header of {n_header} bytes does not fit its message of {len(view)} bytes.")
+        raise RemoteProtocolError(
+            f"A header of {n_header} bytes does not fit its message of {len(view)} bytes."
+        )
     try:
         message = _decoder.decode(view[_PREFIX.size : _PREFIX.size + n_header])
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:

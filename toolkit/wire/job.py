@@ -16,7 +16,9 @@ Scalar = str | int | float | bool
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**31)]
 Shape = Annotated[list[Positive], Meta(min_length=1, max_length=7)]
-ClassNames = Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=2, max_length=65_536)]
+ClassNames = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=2, max_length=65_536)
+]
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -204,5 +204,7 @@ def encode_header(message: Message) -> bytes:
     try:
         msgspec.msgpack.decode(header, type=type(message))
     except msgspec.ValidationError as exc:
-        raise LocalProtocolError(f"A {type(message).__name__} was made that its own type refuses: {exc}") from exc
+        raise LocalProtocolError(
+            f"A {type(message).__name__} was made that its own type refuses: {exc}"
+        ) from exc
     return header

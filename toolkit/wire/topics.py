@@ -68,6 +68,10 @@ class Topics:
         """
         levels = topic.split("/")
         shape = ("data", 7) if leaf == "up" else ("device", 6)
-        if topic.startswith(f"{ROOT}/{self.fleet}/{shape[0]}/") and len(levels) == shape[1] and levels[-1] == leaf:
+        if (
+            topic.startswith(f"{ROOT}/{self.fleet}/{shape[0]}/")
+            and len(levels) == shape[1]
+            and levels[-1] == leaf
+        ):
             return levels[-2]
         raise RemoteProtocolError(f"{topic!r} is not an {leaf!r} topic of fleet {self.fleet!r}.")

@@ -1,0 +1,56 @@
+"""Exit heads: what turns activations at a cut into logits on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from toolkit.errors import ModelError, did_you_mean
+from toolkit.nn.seeds import derive_seed, seeded
+from toolkit.nn.zoo import PooledClassifier
+
+
+def pooled(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
+    """Mean over positions and one linear layer: the cheapest head."""
+    return PooledClassifier(activation_shape[0], n_classes)
+
+
+def conv(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
+    """One 3x3 convolution of stride 2, then the pooled head: for shallow cuts, whose channels say little each."""
+    if len(activation_shape) != 3:  # noqa: PLR2004 - channels, height, width
+        raise ModelError(
+            f"Exit head 'conv' needs activations (channels, height, width); this cut gives {tuple(activation_shape)}.",
+            hint="Use exit head 'pooled'.",
+        )
+    n_in = activation_shape[0]
+    n_hidden = 2 * n_in
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_hidden, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(n_hidden),
+        nn.ReLU(),
+        PooledClassifier(n_hidden, n_classes),
+    )
+
+
+EXIT_HEADS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {"conv": conv, "pooled": pooled}
+
+
+def build_exit_head(
+    kind: str, *, activation_shape: Sequence[int], n_classes: int, cut: str, seed: int
+) -> nn.Module:
+    """Build an exit head with the weights that (seed, cut) give it: equal on all devices of one cut.
+
+    Args:
+        kind: "pooled" or "conv".
+        activation_shape: of one sample at the cut.
+        n_classes: K.
+        cut: the cut layer it stands at.
+        seed: the run's seed.
+    Raises: ModelError: no such head, or it does not fit the activations.
+    """
+    make = EXIT_HEADS.get(kind)
+    if make is None:
+        raise ModelError(f"There is no exit head {kind!r}.", hint=did_you_mean(kind, EXIT_HEADS))
+    with seeded(derive_seed(seed, "exit_head", cut)):
+        return make(activation_shape, n_classes)

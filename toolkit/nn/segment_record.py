@@ -1,0 +1,54 @@
+"""The held segment: what a device keeps of a run on its own disk, and what export reads.
+
+segment.safetensors   "segment.<name>" and "exit_head.<name>": the best by held-out accuracy
+segment.json          this record
+held_out.npz          x (N, ...) float32 not normalised, y (N,) int64 in the run's class order
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from toolkit.errors import CheckpointError
+from toolkit.wire.job import Job
+
+RECORD_FILE = "segment.json"
+WEIGHTS_FILE = "segment.safetensors"
+HELD_OUT_FILE = "held_out.npz"
+
+
+class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a held segment comes from and how good it was there."""
+
+    schema: int = 1
+    device: str
+    job: Job
+    round: int
+    exit_accuracy: float
+    n_eval: int
+    software: dict[str, str]
+
+
+def read_record(folder: Path) -> SegmentRecord:
+    """Read the record of a held segment.
+
+    Raises: CheckpointError: there is none, or it is damaged or of another version.
+    """
+    path = folder / RECORD_FILE
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=SegmentRecord)
+    except FileNotFoundError as exc:
+        raise CheckpointError(
+            f"{folder} holds no trained segment: {RECORD_FILE} is missing.",
+            hint="Export takes a run folder in which a device finished at least one round.",
+            path=str(path),
+        ) from exc
+    except (OSError, msgspec.DecodeError) as exc:
+        raise CheckpointError(f"{path} can't be read: {exc}.", path=str(path)) from exc
+    if record.schema != 1:
+        raise CheckpointError(
+            f"{path} has schema {record.schema}; this version reads schema 1.", path=str(path)
+        )
+    return record

@@ -1,0 +1,85 @@
+"""Tensors on disk: safetensors, written so that a power cut leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import nn
+
+from toolkit.errors import CheckpointError
+
+MAX_HEADER_BYTES = 8 * 1024 * 1024
+"""A header longer than any network of ours needs; checked before the library reads it."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file's content: written beside it, synced, renamed, and the folder synced."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors to one safetensors file, atomically."""
+    write_atomically(path, save_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises: CheckpointError: missing, damaged, or its header is too long.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as exc:
+        raise CheckpointError(f"{path} can't be read: {exc.strerror}.", path=str(path)) from exc
+    if len(content) < 8 or int.from_bytes(content[:8], "little") > min(MAX_HEADER_BYTES, len(content)):  # noqa: PLR2004
+        raise CheckpointError(f"{path} is not a whole safetensors file.", path=str(path))
+    try:
+        tensors: dict[str, torch.Tensor] = load_bytes(content)
+    except SafetensorError as exc:
+        raise CheckpointError(f"{path} is damaged: {exc}.", path=str(path)) from exc
+    return tensors
+
+
+def training_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Parameters, buffers and momentum of a module by name; momentum under ``momentum/<parameter>``."""
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            state[f"momentum/{name}"] = momentum
+    return state
+
+
+def load_training_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]
+) -> None:
+    """Put back what :func:`training_state` took; parameters without saved momentum start it anew.
+
+    Raises: CheckpointError: the state is of another network.
+    """
+    weights = {name: tensor for name, tensor in state.items() if not name.startswith("momentum/")}
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as exc:
+        raise CheckpointError(f"The saved weights are of another network: {exc}") from exc
+    for name, parameter in module.named_parameters():
+        momentum = state.get(f"momentum/{name}")
+        optimizer.state[parameter] = (
+            {} if momentum is None else {"momentum_buffer": momentum.detach().clone().to(parameter.device)}
+        )
