@@ -1,0 +1,271 @@
+"""The loop, written once: rounds open, batches are applied in order, rounds close.
+
+Pure of network and clock: deliveries and times are handed in. A device's list in a round is its training batches
+(seq 1..n_train) and then its held-out batches, which are kept for the evaluation at the close and never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from coordinator.ledger import Aggregated, Applied, Closed, Entry, Opened, Void
+from coordinator.strategy.base import DeviceProgress, RoundView, Strategy
+from toolkit.errors import StrategyError
+from toolkit.wire.payloads import Batch
+
+
+class Trainer(Protocol):
+    """What the loop needs of the server's model."""
+
+    def apply(self, device: str, batch: Batch, *, round_: int, seq: int) -> float:
+        """Train on one batch; returns its loss, nats."""
+
+    def aggregate(self, weights: Mapping[str, int]) -> None:
+        """Make one network of the copies."""
+
+    def n_correct(self, device: str, batch: Batch) -> int:
+        """Count held-out samples classified right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A whole, valid batch and the digest of the payload that brought it."""
+
+    batch: Batch
+    digest: str
+    n_bytes: int
+
+
+@dataclass(slots=True)
+class DeviceRound:
+    """One device within the open round: its list, the cursor on it, and sums for the report."""
+
+    n_train: int
+    n_eval: int
+    next: int = 1
+    waiting: dict[int, Delivery] = field(default_factory=dict)
+    held_out: list[Batch] = field(default_factory=list)
+    excused: str = ""
+    n_samples: int = 0
+    n_bytes: int = 0
+    loss_sum: float = 0.0
+    exit_loss_sum: float = 0.0
+
+    @property
+    def n_owed(self) -> int:
+        """Length of the list."""
+        return self.n_train + self.n_eval
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more is waited for."""
+        return self.next > self.n_owed or bool(self.excused)
+
+    @property
+    def n_applied(self) -> int:
+        """Training batches applied."""
+        return min(self.next - 1, self.n_train)
+
+    def n_ready(self) -> int:
+        """Training batches that are here in order."""
+        seq = self.next
+        while seq <= self.n_train and seq in self.waiting:
+            seq += 1
+        return max(0, seq - self.next)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What a round came to for one device; accuracies are over its own held-out samples, None if none came.
+
+    Attributes:
+        n_steps: batches the server trained on.
+        n_void: batches of the list that never came.
+        exit_loss: mean over its training batches, nats; None if there were none.
+        server_loss: likewise, at the server.
+    """
+
+    device: str
+    n_steps: int
+    n_void: int
+    n_bytes: int
+    n_eval: int
+    exit_loss: float | None
+    server_loss: float | None
+    exit_accuracy: float | None
+    server_accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """What a round came to."""
+
+    round: int
+    seconds: float
+    reason: str
+    devices: tuple[DeviceReport, ...]
+
+
+class RoundLoop:
+    """Drives one round after the other.
+
+    Args:
+        strategy: decides.
+        trainer: computes.
+        record: takes each ledger entry.
+        lists: device id to (training batches, held-out batches) in a round.
+        seed: of the run.
+        window: batches a device may be ahead of its cursor.
+        round_: the round last closed.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        trainer: Trainer,
+        *,
+        record: Callable[[Entry], None],
+        lists: Mapping[str, tuple[int, int]],
+        seed: int,
+        window: int,
+        round_: int = 0,
+    ) -> None:
+        self._strategy = strategy
+        self._trainer = trainer
+        self._record = record
+        self._lists = dict(sorted(lists.items()))
+        self._seed = seed
+        self.window = window
+        self.round = round_
+        self.opened_at = 0.0
+        self.devices: dict[str, DeviceRound] = {}
+
+    def open(self, now: float) -> None:
+        """Open the next round for every device of the plan."""
+        self.round += 1
+        self.opened_at = now
+        self.devices = {device: DeviceRound(*owed) for device, owed in self._lists.items()}
+        self._record(Opened(self.round, self._lists))
+
+    def wants(self, device: str, *, round_: int, seq: int) -> bool:
+        """Whether a delivery would be taken: of the open round, within the window, not here yet."""
+        held = self.devices.get(device)
+        return (
+            held is not None
+            and round_ == self.round
+            and held.next <= seq < self.limit(device)
+            and seq not in held.waiting
+            and not held.excused
+        )
+
+    def deliver(self, device: str, seq: int, delivery: Delivery) -> None:
+        """Take a delivery that is wanted; held-out batches at the cursor are put aside at once."""
+        held = self.devices[device]
+        held.waiting[seq] = delivery
+        held.n_bytes += delivery.n_bytes
+        self._keep_held_out(device, held)
+
+    def limit(self, device: str) -> int:
+        """First seq that a device may not send yet."""
+        held = self.devices[device]
+        return min(held.next + self.window, held.n_owed + 1)
+
+    def excuse(self, device: str, reason: str) -> None:
+        """Wait no longer for a device in this round; what it still owes is void at the close."""
+        self.devices[device].excused = reason
+
+    def welcome_back(self, device: str) -> None:
+        """Expect a device again that had been excused."""
+        self.devices[device].excused = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the round has all that it waits for, trained."""
+        return all(held.complete for held in self.devices.values())
+
+    def train_one(self) -> str | None:
+        """Train on the batch that the strategy chooses.
+
+        Returns: its device, or None where nothing can be done before a delivery.
+        Raises: StrategyError: it named a device with no batch here. TrainingError: the loss is not finite.
+        """
+        device = self._strategy.next_device(self._view())
+        if device is None:
+            return None
+        held = self.devices.get(device)
+        if held is None or not held.n_ready():
+            raise StrategyError(
+                f"Strategy {self._strategy.name!r} chose {device!r}, which has no batch here."
+            )
+        delivery = held.waiting.pop(held.next)
+        loss = self._trainer.apply(device, delivery.batch, round_=self.round, seq=held.next)
+        held.loss_sum += loss
+        held.exit_loss_sum += delivery.batch.exit_loss
+        held.n_samples += len(delivery.batch.y)
+        self._enter(device, held, delivery, evaluated=False)
+        self._keep_held_out(device, held)
+        return device
+
+    def close(self, now: float, reason: str) -> RoundReport:
+        """Close the round: void what is owed, aggregate copies, evaluate both routes.
+
+        Args:
+            now: on the clock that ``open`` was given.
+            reason: "complete" or why not.
+        """
+        for device, held in self.devices.items():
+            if held.next <= held.n_owed:
+                self._record(Void(device, self.round, held.next, held.n_owed, held.excused or reason))
+        if self._strategy.per_device_copies:
+            weights = dict(self._strategy.weights(self._view()))
+            if weights:
+                self._trainer.aggregate(weights)
+            self._record(Aggregated(self.round, weights))
+        self._record(Closed(self.round, reason))
+        reports = tuple(self._report(device, held) for device, held in self.devices.items())
+        return RoundReport(self.round, now - self.opened_at, reason, reports)
+
+    def _enter(self, device: str, held: DeviceRound, delivery: Delivery, *, evaluated: bool) -> None:
+        batch = delivery.batch
+        self._record(Applied(device, self.round, held.next, delivery.digest, batch.segment_step, evaluated))
+        held.next += 1
+
+    def _keep_held_out(self, device: str, held: DeviceRound) -> None:
+        while held.next > held.n_train and held.next in held.waiting:
+            delivery = held.waiting.pop(held.next)
+            held.held_out.append(delivery.batch)
+            self._enter(device, held, delivery, evaluated=True)
+
+    def _view(self) -> RoundView:
+        return RoundView(
+            self.round,
+            self._seed,
+            tuple(
+                DeviceProgress(
+                    device,
+                    n_owed=held.n_applied if held.excused and not held.n_ready() else held.n_train,
+                    n_applied=held.n_applied,
+                    n_ready=held.n_ready(),
+                    n_samples=held.n_samples,
+                )
+                for device, held in self.devices.items()
+            ),
+        )
+
+    def _report(self, device: str, held: DeviceRound) -> DeviceReport:
+        n_eval = sum(len(batch.y) for batch in held.held_out)
+        n_steps = held.n_applied
+        n_server = sum(self._trainer.n_correct(device, batch) for batch in held.held_out)
+        return DeviceReport(
+            device=device,
+            n_steps=n_steps,
+            n_void=held.n_owed - (held.next - 1),
+            n_bytes=held.n_bytes,
+            n_eval=n_eval,
+            exit_loss=held.exit_loss_sum / n_steps if n_steps else None,
+            server_loss=held.loss_sum / n_steps if n_steps else None,
+            exit_accuracy=sum(batch.exit_correct for batch in held.held_out) / n_eval if n_eval else None,
+            server_accuracy=n_server / n_eval if n_eval else None,
+        )

@@ -1,0 +1,450 @@
+"""The coordinator: one loop that hears devices, trains on what they deliver, and tells them how far they may go.
+
+Nothing here blocks and nothing runs beside it: ``poll`` takes what the link brought, then trains on at most one
+batch. The link's own thread keeps the connection alive meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+
+import msgspec
+
+from coordinator.checkpoints import CommittedState
+from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
+from coordinator.ledger import Issued, Planned, TermRaised
+from coordinator.planning import make_plan, needs_measuring
+from coordinator.registry import refusal_of, unite
+from coordinator.rounds import Delivery, RoundLoop
+from coordinator.run_folder import RunFolder, Status
+from coordinator.server_model import ServerModel
+from coordinator.strategy.catalogue import make_strategy
+from toolkit.config import Run
+from toolkit.errors import HseeError, PartialError, RemoteProtocolError
+from toolkit.link.base import Connected, Disconnected, Link, Received
+from toolkit.wire import chunks, frames, payloads, seats
+from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Phase, State
+from toolkit.wire.seats import Seat, SeatPhase
+from toolkit.wire.topics import Topics
+from toolkit.wire.words import BridgeWord, Presence, encode_word, read_device_word
+
+STATE_EVERY_S = 5.0
+"""A state message goes to every device at least so often while anything is owed."""
+OFFLINE_GRACE_S = 30.0
+"""A device known to be offline holds a round up no longer than this."""
+WAITING_BUDGET_BYTES = 256 * 1024 * 1024
+"""Activations that may wait in memory, all devices together; credit follows from it."""
+MAX_WINDOW = 64
+
+
+@dataclass(slots=True)
+class Underway:
+    """A run with a plan: what is committed, the loop over it, and the model that it trains."""
+
+    state: CommittedState
+    loop: RoundLoop
+    model: ServerModel
+
+
+class Coordinator:
+    """Runs one run.
+
+    Args:
+        link: not started yet.
+        topics: of the fleet.
+        folder: of the run; a checkpoint in it is taken up where it stands.
+        settings: of the run.
+        clock: monotonic seconds.
+        observe: takes each event of the run.
+        device: torch device of the server's steps.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        topics: Topics,
+        folder: RunFolder,
+        settings: Run,
+        clock: Callable[[], float],
+        observe: Callable[[RunEvent], None],
+        device: str = "cpu",
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._folder = folder
+        self._settings = settings
+        self._clock = clock
+        self._observe = observe
+        self._device = device
+        self.run = folder.record.run
+        self._strategy = make_strategy(settings.strategy)
+        self._ledger = folder.open_ledger()
+        self.term = folder.take_up()
+        self._ledger.append(TermRaised(self.term))
+        self._seats: dict[str, Seat] = {}
+        self._assemblers: dict[str, chunks.Assembler] = {}
+        self._told: dict[str, tuple[float, int, int]] = {}
+        self._underway: Underway | None = None
+        self._started_at = clock()
+        self._waiting_said: tuple[str, ...] | None = None
+        self.n_refused_messages = 0
+        self.status: Status = "waiting"
+        self.detail = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended."""
+        return self.status in ("finished", "failed", "stopped")
+
+    def start(self) -> None:
+        """Take up a committed run if there is one, and begin to connect."""
+        generations = self._folder.checkpoints.kept()
+        if generations:
+            underway = self._take_up(generations[-1].state())
+            underway.model.load_state(generations[-1].tensors())
+            self._folder.trim_metrics(underway.state.round)
+            self._observe(Notice(f"Taking up run {self.run} after round {underway.state.round}."))
+            self._begin(underway)
+        else:
+            self._folder.set_status("waiting")
+        self._link.start()
+
+    def poll(self, timeout_s: float) -> None:
+        """Do what there is to do, waiting at most ``timeout_s`` for something to arrive.
+
+        Raises: HseeError: the run can't go on; it is marked failed and devices are told.
+        """
+        try:
+            busy = self._work()
+            for event in self._link.poll(0.0 if busy else timeout_s):
+                self._on_link(event)
+            self._keep_told()
+        except HseeError as exc:
+            self.end("failed", exc.message)
+            raise
+
+    def end(self, status: Status, detail: str) -> None:
+        """End the run: tell devices, write down why. What was committed stays."""
+        if self.over:
+            return
+        self.status, self.detail = status, detail
+        if status in ("finished", "failed"):
+            for device in self._seats:
+                self._tell(device, status)
+        self._publish_bridge("offline")
+        self._folder.set_status(status, detail)
+        self._observe(Ended(status, detail))
+
+    def close(self) -> None:
+        """Leave the broker and let the folder go."""
+        self._link.close()
+        self._ledger.close()
+        self._folder.close()
+
+    # What is there to do
+
+    def _work(self) -> bool:
+        """Do one piece of work; whether there may be more at once."""
+        if self.over:
+            return False
+        now = self._clock()
+        if self._underway is None:
+            self._gather(now)
+            return False
+        loop = self._underway.loop
+        if loop.train_one() is not None:
+            return True
+        self._excuse_the_lost(loop, now)
+        deadline_s = self._settings.round_deadline_s
+        if loop.complete or (deadline_s > 0 and now - loop.opened_at >= deadline_s):
+            self._close_round(self._underway, now, "complete" if loop.complete else "deadline")
+            return True
+        return False
+
+    def _gather(self, now: float) -> None:
+        hellos = {
+            device: seat.hello
+            for device, seat in sorted(self._seats.items())
+            if seat.phase is SeatPhase.READY and seat.connected and seat.hello is not None
+        }
+        left_s = max(0.0, self._settings.wait_s - (now - self._started_at))
+        ready = tuple(hellos)
+        if ready != self._waiting_said:
+            self._waiting_said = ready
+            self._observe(Waiting(ready, self._settings.devices, left_s))
+        if len(ready) >= self._settings.devices:
+            self._plan(hellos)
+        elif left_s <= 0:
+            raise PartialError(
+                f"Only {len(ready)} of {self._settings.devices} devices joined within {self._settings.wait_s:g} s"
+                + (f": {', '.join(ready)}." if ready else "."),
+                hint="Start the missing agents, or lower --devices.",
+                ready=ready,
+            )
+
+    def _plan(self, hellos: dict[str, Hello]) -> None:
+        facts = unite([hello.data for hello in hellos.values()], classes=self._settings.classes)
+        plan = make_plan(self.run, self._settings, facts, hellos)
+        self._folder.write_text("plan.toml", plan.text)
+        for device, hello in hellos.items():
+            self._folder.write_text(f"profiles/{device}.toml", hello.profile)
+        self._observe(PlanMade(plan))
+        self._ledger.append(Planned(plan.version, {device: job.cut for device, job in plan.jobs.items()}))
+        underway = self._take_up(
+            CommittedState(
+                round=0,
+                plan_version=plan.version,
+                jobs=plan.jobs,
+                lists=plan.lists,
+                activation_shapes=plan.activation_shapes,
+            )
+        )
+        self._commit(underway)
+        self._begin(underway)
+
+    def _take_up(self, state: CommittedState) -> Underway:
+        """Build model and loop as a committed state has them."""
+        job = state.common
+        model = ServerModel(
+            job.model,
+            cuts=state.cuts,
+            optimizer=job.optimizer,
+            rounds=job.rounds,
+            seed=job.seed,
+            per_device_copies=self._strategy.per_device_copies,
+            device=self._device,
+        )
+        largest = max(job.batch_size * 4 * prod(shape) for shape in state.activation_shapes.values())
+        loop = RoundLoop(
+            self._strategy,
+            model,
+            record=self._ledger.append,
+            lists=state.lists,
+            seed=job.seed,
+            window=max(2, min(MAX_WINDOW, WAITING_BUDGET_BYTES // (largest * len(state.jobs)))),
+            round_=state.round,
+        )
+        self._underway = Underway(state, loop, model)
+        return self._underway
+
+    def _begin(self, underway: Underway) -> None:
+        """Give every device its job and open the next round."""
+        state = underway.state
+        for device, job in sorted(state.jobs.items()):
+            self._advance(
+                device,
+                seats.Assigned(Assignment(term=self.term, plan_version=state.plan_version, job=job)),
+            )
+        self.status = "training"
+        self._folder.set_status("training")
+        self._open_round(underway)
+
+    # Rounds
+
+    def _open_round(self, underway: Underway) -> None:
+        loop = underway.loop
+        if loop.round >= underway.state.common.rounds:
+            self.end("finished", f"All {loop.round} rounds are done.")
+            return
+        loop.open(self._clock())
+        for device in loop.devices:
+            if self._seats[device].left:
+                loop.excuse(device, "left")
+            self._tell(device, "training")
+
+    def _close_round(self, underway: Underway, now: float, reason: str) -> None:
+        report = underway.loop.close(now, reason)
+        self._folder.write_metrics(report, underway.state.cuts)
+        self._commit(underway)
+        self._folder.record.rounds_closed = report.round
+        self._folder.save_record()
+        self._observe(RoundClosed(report, underway.state.cuts, underway.state.common.rounds))
+        if not any(seat.connected for seat in self._seats.values()):
+            raise PartialError(
+                f"Every device is gone at the end of round {report.round}.",
+                hint=f"What was trained is kept. When devices are back: hsee run resume {self._folder.path}",
+            )
+        self._open_round(underway)
+
+    def _commit(self, underway: Underway) -> None:
+        """Commit the closed round: ledger rows first, then the checkpoint's rename."""
+        self._ledger.sync()
+        underway.state = msgspec.structs.replace(
+            underway.state,
+            round=underway.loop.round,
+            ledger_length=self._ledger.length,
+            ledger_head=self._ledger.head.hex(),
+        )
+        self._folder.checkpoints.commit(underway.state, underway.model.state())
+
+    def _excuse_the_lost(self, loop: RoundLoop, now: float) -> None:
+        for device, held in loop.devices.items():
+            seat = self._seats[device]
+            silent_s = now - max(seat.last_heard, loop.opened_at)
+            if not held.complete and (seat.left or (not seat.connected and silent_s >= OFFLINE_GRACE_S)):
+                loop.excuse(device, "left" if seat.left else "offline")
+                self._observe(Notice(f"Round {loop.round} goes on without {device} ({held.excused})."))
+
+    # What arrives
+
+    def _on_link(self, event: Connected | Disconnected | Received) -> None:
+        match event:
+            case Connected():
+                self._link.subscribe(self._topics.all_up(self.run), self._topics.all_device_states)
+                self._publish_bridge("online")
+            case Disconnected(error=error):
+                self._observe(Notice(f"Lost the broker: {error.message} Trying again."))
+            case Received(topic=topic, payload=payload):
+                try:
+                    self._on_message(topic, payload)
+                except RemoteProtocolError as exc:
+                    self.n_refused_messages += 1
+                    self._observe(Notice(f"Refused a message on {topic}: {exc.message}"))
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        if topic.endswith("/state"):
+            self._on_device_state(self._topics.device_of(topic, leaf="state"), payload)
+            return
+        device = self._topics.device_of(topic, leaf="up")
+        message, body = frames.decode(payload)
+        match message:
+            case Hello():
+                self._on_hello(device, message)
+            case Bye():
+                self._advance(device, seats.Gone(message.boot_nonce, on_purpose=True))
+            case Chunk():
+                self._advance(device, seats.Heard(self._clock()))
+                whole = self._assemblers.setdefault(device, chunks.Assembler()).add(message, body)
+                if whole is not None:
+                    self._on_payload(device, whole)
+            case _:
+                raise RemoteProtocolError(f"A device does not send a {type(message).__name__}.")
+
+    def _on_device_state(self, device: str, payload: bytes) -> None:
+        """The last will of a device's process, or its own word."""
+        if device not in self._seats:
+            return
+        word = read_device_word(payload)
+        if word.state == "offline":
+            self._advance(device, seats.Gone(bytes.fromhex(word.boot_nonce)))
+
+    def _on_hello(self, device: str, hello: Hello) -> None:
+        state = self._underway.state if self._underway else None
+        known = [
+            seat.hello for seat in self._seats.values() if seat.hello is not None and seat.device != device
+        ]
+        refusal = refusal_of(
+            hello,
+            device=device,
+            classes=state.common.classes if state else self._settings.classes,
+            input_shape=known[0].data.input_shape if known else None,
+            members=state.jobs if state else None,
+        )
+        measure = None if refusal else needs_measuring(self._settings, hello)
+        seat = self._seat(device)
+        fresh = (
+            hello.boot_nonce != seat.boot_nonce
+            and hello.boot_nonce not in seat.superseded
+            and refusal is None
+        )
+        incarnation = self._folder.issue_incarnation(device) if fresh else seat.incarnation
+        if fresh:
+            self._ledger.append(Issued(device, incarnation))
+            self._assemblers.pop(device, None)
+        self._advance(
+            device, seats.HelloHeard(hello, seats.Judgement(refusal, measure), incarnation, self._clock())
+        )
+        if refusal is not None:
+            self._observe(Notice(f"Refused device {device}: {refusal[1]}"))
+        elif self._underway is not None and self._seats[device].boot_nonce == hello.boot_nonce:
+            self._underway.loop.welcome_back(device)
+            self._tell(device, "training")
+
+    def _on_payload(self, device: str, whole: bytes) -> None:
+        if self._underway is None:
+            return
+        loop, state = self._underway.loop, self._underway.state
+        header, body = payloads.decode(whole, device=device)
+        # PROTOCOL.md 6: "A payload of another term, incarnation, plan or round is ignored; its batch stays owed."
+        orders = (header.term, header.incarnation, header.plan_version)
+        if orders != (self.term, self._seat(device).incarnation, state.plan_version):
+            return
+        if not loop.wants(device, round_=header.round, seq=header.seq):
+            return
+        if (header.kind == "train") != (header.seq <= state.lists[device][0]):
+            raise RemoteProtocolError(f"Batch {header.seq} of device {device!r} is of kind {header.kind!r}.")
+        batch = payloads.to_batch(
+            header,
+            body,
+            activation_shape=state.activation_shapes[device],
+            n_classes=len(state.common.classes),
+        )
+        loop.deliver(device, header.seq, Delivery(batch, header.sha256.hex(), len(whole)))
+
+    # What is told
+
+    def _keep_told(self) -> None:
+        """Tell each device its credit: when it grew enough to matter, and every few seconds."""
+        if self._underway is None or self.over:
+            return
+        loop, now = self._underway.loop, self._clock()
+        for device, held in loop.devices.items():
+            said_at, round_, limit = self._told.get(device, (-STATE_EVERY_S, 0, 0))
+            grown = loop.limit(device) - limit
+            at_end = loop.limit(device) > held.n_owed and grown > 0
+            if (
+                round_ != loop.round
+                or grown >= max(1, loop.window // 2)
+                or at_end
+                or now - said_at >= STATE_EVERY_S
+            ):
+                self._tell(device, "training")
+
+    def _tell(self, device: str, phase: Phase) -> None:
+        seat = self._seats[device]
+        if not seat.incarnation or self._underway is None:
+            return
+        loop, plan_version = self._underway.loop, self._underway.state.plan_version
+        self._seats[device] = replace(seat, n=seat.n + 1)
+        now, held, deadline_s = self._clock(), loop.devices[device], self._settings.round_deadline_s
+        durable = self._folder.checkpoints.kept()[0].round
+        state = State(
+            term=self.term,
+            incarnation=seat.incarnation,
+            n=seat.n + 1,
+            phase=phase,
+            round=loop.round,
+            next=held.next,
+            limit=loop.limit(device),
+            watermark_round=durable,
+            watermark_seq=held.n_owed if durable else 0,
+            plan_version=plan_version,
+            round_left_s=max(0.0, loop.opened_at + deadline_s - now) if deadline_s else 0.0,
+            detail=self.detail,
+        )
+        self._told[device] = (now, state.round, state.limit)
+        self._send(device, state)
+
+    def _send(self, device: str, message: DownMessage) -> None:
+        self._link.publish(self._topics.down(self.run, device), frames.encode(message))
+
+    def _publish_bridge(self, state: Presence) -> None:
+        word = encode_word(BridgeWord(state, self.run, self.term))
+        self._link.publish(self._topics.bridge_state, word, retain=True)
+
+    # Small pieces
+
+    def _advance(self, device: str, event: seats.SeatEvent) -> None:
+        before = self._seat(device)
+        after, replies = seats.step(before, event)
+        self._seats[device] = after
+        for reply in replies:
+            self._send(device, reply)
+        if after.phase is SeatPhase.ACTIVE and before.connected != after.connected:
+            self._observe(Notice(f"Device {device} is {'back' if after.connected else 'offline'}."))
+
+    def _seat(self, device: str) -> Seat:
+        return self._seats.setdefault(device, Seat(device, self.run, self.term))

@@ -1,0 +1,320 @@
+"""The agent's loop: what the link brings goes to the session, what the session allows is trained and sent.
+
+Nothing here blocks and nothing runs beside it but the link's own thread, which keeps the connection alive while a
+step is computed. torch is loaded by the trainer, when a job arrives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from toolkit import __version__
+from toolkit.errors import FencedError, IdentityConflictError, RefusedError, RemoteProtocolError, RunError
+from toolkit.link.base import Connected, Disconnected, Link, LinkEvent, Received
+from toolkit.wire import chunks, frames, payloads, session
+from toolkit.wire.job import Job
+from toolkit.wire.limits import DEFAULT_CHUNK_BYTES, PROTOCOL_VERSION
+from toolkit.wire.messages import (
+    Assignment,
+    Bye,
+    DataSummary,
+    Fenced,
+    Hello,
+    MeasureRequest,
+    Message,
+    Refusal,
+    State,
+    Welcome,
+)
+from toolkit.wire.payloads import Batch
+from toolkit.wire.session import DevicePhase, DeviceState
+from toolkit.wire.topics import Topics
+from toolkit.wire.words import DeviceWord, Presence, encode_word, read_bridge_word
+
+AHEAD = 2
+"""Batches trained beyond credit and kept ready."""
+OUTSTANDING_BYTES = 8 * 1024 * 1024
+"""No further batch is handed to the link while it still holds so much."""
+
+
+class TrainsRounds(Protocol):
+    """What the loop needs of a trainer."""
+
+    round: int
+    seq: int
+    n_train: int
+
+    @property
+    def n_items(self) -> int:
+        """Length of a round's list."""
+        ...
+
+    def enter_round(self, round_: int, seq: int) -> None:
+        """Go to a round."""
+        ...
+
+    def train_next(self) -> Batch:
+        """Train on the next batch."""
+        ...
+
+    def make_again(self, seq: int) -> Batch:
+        """Make a batch without training."""
+        ...
+
+    def finish_round(self) -> float | None:
+        """Evaluate and save, once a round."""
+        ...
+
+    def save(self) -> None:
+        """Write what training goes on from."""
+        ...
+
+
+class Agent:
+    """One device's process.
+
+    Args:
+        link: not started yet; its last will is :class:`DeviceWord` "offline".
+        topics: of the fleet.
+        device: this device's id.
+        boot_nonce: of this process, 16 random bytes.
+        data: what is told of the local data.
+        profile: of this board as TOML text; may be empty.
+        make_trainer: called with the job when it arrives.
+        measure: called when the coordinator asks for a profile; returns it as TOML text.
+        clock: monotonic seconds.
+        say: takes each line that whoever watches should read.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        topics: Topics,
+        device: str,
+        boot_nonce: bytes,
+        data: DataSummary,
+        profile: str,
+        make_trainer: Callable[[Job], TrainsRounds],
+        measure: Callable[[MeasureRequest], str],
+        clock: Callable[[], float],
+        say: Callable[[str], None],
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._device = device
+        self._data = data
+        self._profile = profile
+        self._make_trainer = make_trainer
+        self._measure = measure
+        self._clock = clock
+        self._say = say
+        self._session = DeviceState(boot_nonce)
+        self._trainer: TrainsRounds | None = None
+        self._job: Job | None = None
+        self._ready: OrderedDict[int, Batch] = OrderedDict()
+        self._stop: session.Stop | None = None
+        self._was_connected = False
+        self.n_refused_messages = 0
+
+    @property
+    def phase(self) -> DevicePhase:
+        """Where the session stands."""
+        return self._session.phase
+
+    @property
+    def over(self) -> bool:
+        """Whether the run is over for this process."""
+        return self._stop is not None
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._link.start()
+
+    def poll(self, timeout_s: float) -> None:
+        """Take what the link brought, then do one piece of work; wait at most ``timeout_s`` if there is none.
+
+        Raises: HseeError: this process can't go on.
+        """
+        busy = self._work()
+        for event in self._link.poll(0.0 if busy else timeout_s):
+            self._on_link(event)
+        self._feed(session.Tick(self._clock()))
+
+    def result(self) -> str:
+        """Say how the run ended for this device.
+
+        Raises: FencedError, RefusedError, RunError: it did not end well.
+        """
+        stop = self._stop
+        if stop is None:
+            raise RunError("The run is not over.")
+        if stop.phase is DevicePhase.FENCED:
+            raise FencedError(
+                f"Another process took over the device id {self._device!r}; this one stops. {stop.detail}",
+                hint="One device id is one process: give each its own --id, or stop the other one.",
+            )
+        if stop.phase is DevicePhase.REFUSED:
+            raise RefusedError(f"The coordinator refused {self._device!r}: {stop.detail}", reason=stop.code)
+        if stop.phase is DevicePhase.FAILED:
+            raise RunError(f"The run failed at the coordinator: {stop.detail}")
+        return stop.detail
+
+    def close(self, reason: str) -> None:
+        """Save, say goodbye, and leave the broker."""
+        if self._trainer is not None:
+            self._trainer.save()
+        state = self._session
+        if state.run is not None and state.phase is not DevicePhase.OFFLINE:
+            self._up(Bye(device=self._device, boot_nonce=state.boot_nonce, reason=reason))
+            self._link.publish(self._topics.device_state(self._device), self._word("offline"), retain=True)
+        self._link.close()
+
+    # What there is to do
+
+    def _work(self) -> bool:
+        """Do one piece of work; whether there may be more at once."""
+        trainer, flow = self._trainer, self._session.flow
+        if trainer is None or flow is None or self.over or self.phase is not DevicePhase.TRAINING:
+            return False
+        if flow.round != trainer.round:
+            self._finish_round(trainer)
+            trainer.enter_round(flow.round, flow.next - 1)
+            self._ready.clear()
+        credit = session.may_send(self._session)
+        if credit and self._link.outstanding_bytes < OUTSTANDING_BYTES:
+            return self._serve(trainer, credit.start)
+        if not credit and trainer.seq < trainer.n_train and len(self._ready) < AHEAD:
+            self._train(trainer)
+            return True
+        return False
+
+    def _serve(self, trainer: TrainsRounds, seq: int) -> bool:
+        """Send batch ``seq``, after training up to it if need be."""
+        for old in [ready for ready in self._ready if ready < seq]:
+            del self._ready[old]
+        batch = self._ready.pop(seq, None)
+        if batch is None and trainer.seq < min(seq, trainer.n_train):
+            self._train(trainer)  # one step a call, so that the link is heard in between
+            return True
+        self._send(seq, batch or trainer.make_again(seq))
+        self._feed(session.Sent(seq, self._clock()))
+        return True
+
+    def _train(self, trainer: TrainsRounds) -> None:
+        batch = trainer.train_next()
+        self._ready[trainer.seq] = batch
+        if trainer.seq == trainer.n_train:
+            self._finish_round(trainer)
+
+    def _finish_round(self, trainer: TrainsRounds) -> None:
+        accuracy = trainer.finish_round()
+        if accuracy is not None:
+            self._say(f"round {trainer.round}: exit accuracy {accuracy:.1%} on own held-out samples")
+
+    def _send(self, seq: int, batch: Batch) -> None:
+        state, flow, job = self._session, self._session.flow, self._job
+        if flow is None or job is None or state.run is None:
+            return
+        address = payloads.PayloadAddress(
+            device=self._device,
+            round=flow.round,
+            seq=seq,
+            term=state.term,
+            incarnation=state.incarnation,
+            plan_version=state.plan_version,
+            cut=job.cut,
+        )
+        topic = self._topics.up(state.run, self._device)
+        payload = payloads.encode(address, batch, job.codec)
+        for chunk in chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
+            self._link.publish(topic, chunk)
+
+    # What arrives
+
+    def _on_link(self, event: LinkEvent) -> None:
+        match event:
+            case Connected():
+                if not self._was_connected:
+                    self._say("connected to the broker")
+                self._was_connected = True
+                self._feed(session.LinkUp())
+                self._link.subscribe(self._topics.bridge_state)
+                self._link.publish(self._topics.device_state(self._device), self._word("online"), retain=True)
+            case Disconnected(error=error):
+                if isinstance(error, IdentityConflictError):
+                    self._say(error.message)
+                elif self._was_connected:
+                    self._say(f"lost the broker: {error.message} Trying again.")
+                else:
+                    self._say(f"no broker yet: {error.message} Trying again.")
+                self._was_connected = False
+                self._feed(session.LinkDown())
+            case Received(topic=topic, payload=payload):
+                try:
+                    self._on_message(topic, payload)
+                except RemoteProtocolError as exc:
+                    self.n_refused_messages += 1
+                    self._say(f"refused a message on {topic}: {exc.message}")
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        now = self._clock()
+        if topic == self._topics.bridge_state:
+            word = read_bridge_word(payload)
+            if word.state == "offline":
+                self._say("the coordinator is offline; waiting for it")
+            self._feed(session.BridgeSeen(word.run if word.state == "online" else None, now))
+            return
+        message, _ = frames.decode(payload)
+        if not isinstance(message, Welcome | Assignment | State | Refusal | Fenced):
+            raise RemoteProtocolError(f"A coordinator does not send a {type(message).__name__}.")
+        self._feed(session.Got(message, now))
+
+    def _feed(self, event: session.Event) -> None:
+        self._session, actions = session.step(self._session, event)
+        for action in actions:
+            match action:
+                case session.SayHello(run=run):
+                    self._hello(run)
+                case session.Measure(request=request):
+                    self._say(f"measuring this board for {request.model.name}")
+                    self._profile = self._measure(request)
+                    self._feed(session.Measured(self._clock()))
+                case session.Begin(assignment=assignment):
+                    self._begin(assignment)
+                case session.Stop() as stop:
+                    self._stop = stop
+
+    def _begin(self, assignment: Assignment) -> None:
+        job = assignment.job
+        if self._trainer is None or self._job != job:
+            self._say(f"cut after {job.cut}: training its segment and exit for run {job.run}")
+            self._ready.clear()
+            self._job, self._trainer = job, self._make_trainer(job)
+
+    # What is told
+
+    def _hello(self, run: str) -> None:
+        self._link.subscribe(self._topics.down(run, self._device))
+        self._up(
+            Hello(
+                device=self._device,
+                boot_nonce=self._session.boot_nonce,
+                protocols=[PROTOCOL_VERSION],
+                software=f"hsee {__version__}",
+                data=self._data,
+                profile=self._profile,
+                trained_round=self._trainer.round if self._trainer else 0,
+                trained_seq=self._trainer.seq if self._trainer else 0,
+            )
+        )
+
+    def _up(self, message: Message) -> None:
+        if self._session.run is not None:
+            self._link.publish(self._topics.up(self._session.run, self._device), frames.encode(message))
+
+    def _word(self, state: Presence) -> bytes:
+        return encode_word(DeviceWord(state, self._session.boot_nonce.hex()))

@@ -1,0 +1,67 @@
+"""Large payloads in broker-sized pieces, put together within bounds.
+
+Chunk i of n carries the bytes [i * size, (i + 1) * size) of the payload, where size = ceil(total / n).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from toolkit.errors import RemoteProtocolError
+from toolkit.wire import frames
+from toolkit.wire.limits import MAX_OPEN_PAYLOADS
+from toolkit.wire.messages import Chunk
+
+
+def split(payload: frames.Buffer, *, payload_id: bytes, chunk_bytes: int) -> Iterator[bytearray]:
+    """Cut a payload frame into chunk frames.
+
+    Args:
+        payload: a whole payload frame.
+        payload_id: 16 random bytes, one for each rendering.
+        chunk_bytes: most payload bytes in a chunk.
+    """
+    view = memoryview(payload)
+    n_chunks = -(-len(view) // chunk_bytes)
+    size = _chunk_size(len(view), n_chunks)
+    for index in range(n_chunks):
+        header = Chunk(payload_id=payload_id, index=index, n_chunks=n_chunks, total_bytes=len(view))
+        yield frames.encode(header, [view[index * size : (index + 1) * size]])
+
+
+class Assembler:
+    """Collects one device's chunks by payload id; memory held is what arrived, never what was announced."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[bytes, tuple[Chunk, dict[int, bytes]]] = OrderedDict()
+        self.n_abandoned = 0
+
+    def add(self, chunk: Chunk, body: memoryview) -> bytes | None:
+        """Take one chunk.
+
+        Returns: the whole payload once its last piece is here, else None.
+        Raises: RemoteProtocolError: the chunk contradicts itself or earlier ones of its payload.
+        """
+        size = _chunk_size(chunk.total_bytes, chunk.n_chunks)
+        expected = min(size, chunk.total_bytes - chunk.index * size)
+        # PROTOCOL.md 4: "A receiver MUST refuse a chunk whose length does not follow from its header."
+        if len(body) != expected:
+            raise RemoteProtocolError(
+                f"Chunk {chunk.index} of {chunk.n_chunks} has {len(body)} bytes, not {expected}."
+            )
+        first, pieces = self._open.setdefault(chunk.payload_id, (chunk, {}))
+        if (first.n_chunks, first.total_bytes) != (chunk.n_chunks, chunk.total_bytes):
+            raise RemoteProtocolError("Two chunks of one payload announce different sizes.")
+        pieces.setdefault(chunk.index, bytes(body))
+        if len(pieces) == chunk.n_chunks:
+            del self._open[chunk.payload_id]
+            return b"".join(pieces[index] for index in range(chunk.n_chunks))
+        if len(self._open) > MAX_OPEN_PAYLOADS:
+            self._open.popitem(last=False)
+            self.n_abandoned += 1
+        return None
+
+
+def _chunk_size(total_bytes: int, n_chunks: int) -> int:
+    return -(-total_bytes // n_chunks)

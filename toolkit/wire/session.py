@@ -1,0 +1,290 @@
+"""The device's side of the protocol as a table: pure ``step(state, event) -> (state, actions)``.
+
+No I/O, no clock, no torch: time arrives in events, and what must happen leaves as actions. The coordinator's side
+is ``seats.py``. PROTOCOL.md draws both diagrams from these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from toolkit.wire.messages import Assignment, Fenced, MeasureRequest, Refusal, State, Welcome
+
+RESEND_AFTER_S = 5.0
+"""A batch is sent again when the coordinator has named it as its next for so long."""
+REHELLO_AFTER_S = 5.0
+"""A hello without an answer is said again after so long."""
+
+
+class DevicePhase(StrEnum):
+    """Where a device stands."""
+
+    OFFLINE = "offline"
+    SEEKING = "seeking"
+    JOINING = "joining"
+    MEASURING = "measuring"
+    JOINED = "joined"
+    TRAINING = "training"
+    FINISHED = "finished"
+    FAILED = "failed"
+    REFUSED = "refused"
+    FENCED = "fenced"
+
+
+TERMINAL = frozenset({DevicePhase.FINISHED, DevicePhase.FAILED, DevicePhase.REFUSED, DevicePhase.FENCED})
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """The link has a fresh connection; nothing of an earlier one can be relied on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The connection is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSeen:
+    """The retained word of a coordinator: the run it serves, or none."""
+
+    run: str | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """A message from the coordinator."""
+
+    message: Welcome | Assignment | State | Refusal | Fenced
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The profile that the coordinator asked for is ready."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Batch ``seq`` of the open round was handed to the link."""
+
+    seq: int
+    now: float
+
+
+Event = LinkUp | LinkDown | BridgeSeen | Got | Measured | Tick | Sent
+
+
+@dataclass(frozen=True, slots=True)
+class SayHello:
+    """Subscribe to the run's down topic and say hello on its up topic."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Measure this board, then give the event :class:`Measured`."""
+
+    request: MeasureRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Take up a job."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The session is over; ``phase`` says why, ``detail`` in words."""
+
+    phase: DevicePhase
+    detail: str
+    code: str = ""
+
+
+Action = SayHello | Measure | Begin | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """All that a device's session remembers.
+
+    Attributes:
+        flow: the highest state message obeyed, if any.
+        cursor: next seq of ``flow.round`` to hand over.
+        named_since: when ``flow.next`` was first named, for sending again.
+    """
+
+    boot_nonce: bytes
+    phase: DevicePhase = DevicePhase.OFFLINE
+    run: str | None = None
+    term: int = 0
+    incarnation: int = 0
+    plan_version: int = 0
+    flow: State | None = None
+    cursor: int = 1
+    named_since: float = 0.0
+    asked_at: float = 0.0
+
+
+Handler = Callable[[DeviceState, Event], tuple[DeviceState, list[Action]]]
+
+
+def step(state: DeviceState, event: Event) -> tuple[DeviceState, list[Action]]:
+    """Apply one event.
+
+    Args:
+        state: before.
+        event: what happened.
+    Returns: the state after, and what to do, in order. An event that means nothing here changes nothing.
+    """
+    if state.phase in TERMINAL:
+        return state, []
+    return _TABLE[type(event)](state, event)
+
+
+def may_send(state: DeviceState) -> range:
+    """Seqs of the open round that credit allows and that were not handed over yet."""
+    if state.phase is not DevicePhase.TRAINING or state.flow is None or state.flow.phase != "training":
+        return range(0)
+    return range(state.cursor, state.flow.limit)
+
+
+def _on_link_up(state: DeviceState, _event: LinkUp) -> tuple[DeviceState, list[Action]]:
+    return replace(state, phase=DevicePhase.SEEKING, flow=None), []
+
+
+def _on_link_down(state: DeviceState, _event: LinkDown) -> tuple[DeviceState, list[Action]]:
+    return replace(state, phase=DevicePhase.OFFLINE, flow=None), []
+
+
+def _on_bridge(state: DeviceState, event: BridgeSeen) -> tuple[DeviceState, list[Action]]:
+    if state.phase is DevicePhase.OFFLINE:
+        return state, []
+    if event.run is None:
+        # The coordinator is gone for now: what it said of flow no longer holds, what it assigned does.
+        return replace(state, phase=DevicePhase.SEEKING, flow=None), []
+    if state.run is not None and event.run != state.run and state.term:
+        stop = Stop(DevicePhase.FINISHED, f"The coordinator now serves run {event.run!r}; this one is over.")
+        return replace(state, phase=stop.phase), [stop]
+    return _hello(replace(state, run=event.run), event.now)
+
+
+def _hello(state: DeviceState, now: float) -> tuple[DeviceState, list[Action]]:
+    if state.run is None:
+        return state, []
+    return replace(state, phase=DevicePhase.JOINING, asked_at=now), [SayHello(state.run)]
+
+
+def _on_got(state: DeviceState, event: Got) -> tuple[DeviceState, list[Action]]:
+    if state.phase in (DevicePhase.OFFLINE, DevicePhase.SEEKING):
+        return state, []
+    match event.message:
+        case Welcome() as welcome:
+            return _on_welcome(state, welcome)
+        case Assignment() as assignment:
+            return _on_assignment(state, assignment)
+        case State() as flow:
+            return _on_flow(state, flow, event.now)
+        case (Refusal() | Fenced()) as dismissal:
+            return _on_dismissal(state, dismissal)
+
+
+def _on_dismissal(state: DeviceState, dismissal: Refusal | Fenced) -> tuple[DeviceState, list[Action]]:
+    if dismissal.boot_nonce != state.boot_nonce:
+        return state, []
+    if isinstance(dismissal, Refusal):
+        stop = Stop(DevicePhase.REFUSED, dismissal.message, dismissal.code)
+    else:
+        stop = Stop(DevicePhase.FENCED, f"Incarnation {dismissal.incarnation} speaks for this device now.")
+    return replace(state, phase=stop.phase), [stop]
+
+
+def _on_welcome(state: DeviceState, welcome: Welcome) -> tuple[DeviceState, list[Action]]:
+    # PROTOCOL.md 7: "A device MUST ignore a welcome that names another boot nonce, and any lower term."
+    if welcome.boot_nonce != state.boot_nonce or welcome.term < state.term:
+        return state, []
+    flow = state.flow if welcome.term == state.term else None
+    state = replace(state, term=welcome.term, incarnation=welcome.incarnation, flow=flow)
+    if welcome.measure is not None:
+        return replace(state, phase=DevicePhase.MEASURING), [Measure(welcome.measure)]
+    return replace(state, phase=DevicePhase.JOINED), []
+
+
+def _on_assignment(state: DeviceState, assignment: Assignment) -> tuple[DeviceState, list[Action]]:
+    if assignment.term != state.term or assignment.plan_version < state.plan_version or not state.incarnation:
+        return state, []
+    state = replace(state, phase=DevicePhase.TRAINING, plan_version=assignment.plan_version)
+    return state, [Begin(assignment)]
+
+
+def _on_flow(state: DeviceState, flow: State, now: float) -> tuple[DeviceState, list[Action]]:
+    # PROTOCOL.md 8: "A device MUST obey the state message with the highest (term, n) and ignore all others."
+    old = state.flow
+    outdated = old is not None and (flow.term, flow.n) <= (old.term, old.n)
+    if outdated or flow.incarnation != state.incarnation or flow.term < state.term:
+        return state, []
+    state = replace(state, flow=flow, term=flow.term)
+    if flow.phase in ("finished", "failed"):
+        stop = Stop(DevicePhase(flow.phase), flow.detail)
+        return replace(state, phase=stop.phase), [stop]
+    if flow.plan_version > state.plan_version:
+        return _hello(state, now)  # its assignment was lost
+    if old is None or old.round != flow.round:
+        return replace(state, cursor=flow.next, named_since=now), []
+    if old.next != flow.next:
+        return replace(state, cursor=max(state.cursor, flow.next), named_since=now), []
+    return _resend_if_stuck(state, now), []
+
+
+def _resend_if_stuck(state: DeviceState, now: float) -> DeviceState:
+    """Rule 8: sent, and yet named as next for so long: it was lost."""
+    flow = state.flow
+    if flow is None or state.cursor <= flow.next or now - state.named_since < RESEND_AFTER_S:
+        return state
+    return replace(state, cursor=flow.next, named_since=now)
+
+
+def _on_measured(state: DeviceState, event: Measured) -> tuple[DeviceState, list[Action]]:
+    if state.phase is not DevicePhase.MEASURING:
+        return state, []
+    return _hello(state, event.now)
+
+
+def _on_tick(state: DeviceState, event: Tick) -> tuple[DeviceState, list[Action]]:
+    if state.phase is DevicePhase.JOINING and event.now - state.asked_at >= REHELLO_AFTER_S:
+        return _hello(state, event.now)
+    return state, []
+
+
+def _on_sent(state: DeviceState, event: Sent) -> tuple[DeviceState, list[Action]]:
+    if state.cursor != event.seq:
+        return state, []
+    first = state.flow is not None and event.seq == state.flow.next
+    return replace(state, cursor=event.seq + 1, named_since=event.now if first else state.named_since), []
+
+
+_TABLE: dict[type[Event], Handler] = {
+    LinkUp: _on_link_up,  # type: ignore[dict-item]
+    LinkDown: _on_link_down,  # type: ignore[dict-item]
+    BridgeSeen: _on_bridge,  # type: ignore[dict-item]
+    Got: _on_got,  # type: ignore[dict-item]
+    Measured: _on_measured,  # type: ignore[dict-item]
+    Tick: _on_tick,  # type: ignore[dict-item]
+    Sent: _on_sent,  # type: ignore[dict-item]
+}
