@@ -7,6 +7,10 @@ Only the command line catches ``HseeError``; ``HSEE_DEBUG=1`` brings the traceba
 from __future__ import annotations
 
 import difflib
+import json
+import os
+import sys
+import traceback
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -201,6 +205,19 @@ class PacketTooLargeError(BrokerError, ValueError):
     code = "HSEE-E405"
 
 
+class BrokerTlsError(BrokerError):
+    """The broker can't be trusted, or does not speak TLS at that port."""
+
+    code = "HSEE-E406"
+
+
+class BrokerLostError(BrokerError):
+    """A connection that stood is gone; the link is making another."""
+
+    code = "HSEE-E407"
+    retryable = True
+
+
 class PartialError(HseeError):
     """Only a part of what was asked came about: too few devices, say."""
 
@@ -255,3 +272,24 @@ def require(module: str, *, part: str, purpose: str) -> None:
             module=module,
             part=part,
         )
+
+
+def report_error(error: HseeError, *, as_json: bool) -> int:
+    """Answer a command's user: on stderr in words, or on stdout as JSON; a traceback only under HSEE_DEBUG=1.
+
+    Returns: the error's exit status.
+    """
+    if os.environ.get("HSEE_DEBUG") == "1":
+        traceback.print_exception(error)
+    if as_json:
+        told = {"code": error.code, "message": error.message, "hint": error.hint}
+        sys.stdout.write(json.dumps({"success": False, "error": told}, indent=2) + "\n")
+    else:
+        plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        error_word, fix_word = (
+            ("error:", "fix:") if plain else ("\x1b[1;31merror:\x1b[0m", "\x1b[1;31mfix:\x1b[0m")
+        )
+        sys.stderr.write(f"{error_word} {error.message} ({error.code})\n")
+        if error.hint:
+            sys.stderr.write(f"{fix_word}   {error.hint}\n")
+    return error.exit_status

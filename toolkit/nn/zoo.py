@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from toolkit.errors import ModelError, did_you_mean
 from toolkit.nn.network import StagedNetwork
 from toolkit.nn.seeds import derive_seed, seeded
-from toolkit.wire.job import ModelSpec
+from toolkit.wire.job import ModelSpec, Scalar
 
 Stages = dict[str, nn.Module]
 
@@ -136,6 +136,22 @@ MODELS: dict[str, Callable[..., StagedNetwork]] = {
 }
 
 
+def check_model(name: str, options: Mapping[str, Scalar]) -> Callable[..., StagedNetwork]:
+    """Look a model up and check that it takes these options.
+
+    Returns: the function that makes it.
+    Raises: ModelError: no such model, or options it does not take.
+    """
+    make = MODELS.get(name)
+    if make is None:
+        raise ModelError(f"There is no model {name!r}.", hint=did_you_mean(name, MODELS), model=name)
+    known = {option for option, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for option in options:
+        if option not in known:
+            raise ModelError(f"Model {name!r} has no option {option!r}.", hint=did_you_mean(option, known))
+    return make
+
+
 def build_network(spec: ModelSpec, *, seed: int) -> StagedNetwork:
     """Build a model with the weights that the run's seed gives it, the same on coordinator and device.
 
@@ -144,16 +160,6 @@ def build_network(spec: ModelSpec, *, seed: int) -> StagedNetwork:
         seed: the run's seed.
     Raises: ModelError: no such model, or options it does not take.
     """
-    make = MODELS.get(spec.name)
-    if make is None:
-        raise ModelError(
-            f"There is no model {spec.name!r}.", hint=did_you_mean(spec.name, MODELS), model=spec.name
-        )
-    known = {name for name, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for option in spec.options:
-        if option not in known:
-            raise ModelError(
-                f"Model {spec.name!r} has no option {option!r}.", hint=did_you_mean(option, known)
-            )
+    make = check_model(spec.name, spec.options)
     with seeded(derive_seed(seed, "network")):
         return make(spec, **spec.options)

@@ -1,0 +1,64 @@
+"""The tree of commands. Each is thin: it parses, asks and prints; what is heavy is imported inside it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import toolkit
+from toolkit.cli import config_commands, coordinator_commands, demo, export_commands, profile_commands
+
+app = typer.Typer(
+    name="hsee",
+    help="Split learning with early exits for real, mixed IoT fleets.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+agent = typer.Typer(no_args_is_help=True, help="The part that runs on a board.")
+# What follows these names is parsed by lighter programs, which load neither typer nor rich.
+_FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if wanted:
+        typer.echo(f"hsee {toolkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Split learning with early exits for real, mixed IoT fleets."""
+
+
+@app.command(context_settings=_FORWARD)
+def infer(context: typer.Context) -> None:
+    """Answer samples with an exported bundle, offline."""
+    from toolkit.runtime.__main__ import main
+
+    raise typer.Exit(main(context.args))
+
+
+@agent.command(context_settings=_FORWARD)
+def start(context: typer.Context) -> None:
+    """Train this board's part of the network and send activations to the coordinator."""
+    from device_agent.__main__ import main
+
+    raise typer.Exit(main(context.args))
+
+
+app.command()(demo.demo)
+app.command()(export_commands.export)
+app.command()(profile_commands.profile)
+app.command()(profile_commands.plan)
+app.add_typer(agent, name="agent")
+app.add_typer(coordinator_commands.app, name="coordinator")
+app.add_typer(coordinator_commands.run_app, name="run")
+app.add_typer(config_commands.app, name="config")

@@ -1,0 +1,196 @@
+"""``hsee coordinator start``, ``hsee run resume``: run a coordinator and show the run happening."""
+
+from __future__ import annotations
+
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toolkit.errors import RunError, UsageError, require
+from toolkit.wire.topics import Topics, check_name
+
+if TYPE_CHECKING:
+    from coordinator.run_folder import RunFolder
+    from toolkit.cli.run_display import RunDisplay
+    from toolkit.config import Settings
+
+POLL_S = 0.02
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")]
+app = typer.Typer(no_args_is_help=True, help="The part that trains the rest of the network.")
+run_app = typer.Typer(no_args_is_help=True, help="Runs and their folders.")
+
+
+class _TerminatedError(Exception):
+    """SIGTERM came."""
+
+
+@app.command()
+def start(  # noqa: PLR0913 - a command's options
+    *,
+    broker: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The MQTT broker, or mqtts://HOST:PORT.")
+    ] = None,
+    fleet: Annotated[str | None, typer.Option(help="Fleet to serve.")] = None,
+    run: Annotated[str, typer.Option(help="Name of the run; default: the time of day.")] = "",
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices to wait for.")] = None,
+    wait: Annotated[float | None, typer.Option(metavar="SECONDS", help="How long to wait for them.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How the server learns: sequential or averaging.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network to train: resnet_small, mlp, resnet18, resnet34.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Ordered class list; default: the union of the devices'."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="All randomness comes from it.")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="How activations travel: float32, float16, int8, each +zstd.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: auto, cpu or cuda.")] = None,
+    home: Annotated[str | None, typer.Option(help="Folder of the run folders.")] = None,
+    username: Annotated[str | None, typer.Option(help="Account at the broker.")] = None,
+    password_file: Annotated[
+        str | None, typer.Option(help="File with its password, readable by its owner only.")
+    ] = None,
+    ca_file: Annotated[
+        str | None, typer.Option(help="Authority that signed the broker's certificate.")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Allow a broker off this machine without TLS and login.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: run.lr=0.01.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Gather devices, choose their cuts, train the rest of the network on what they send.
+
+    The password of the account comes from HSEE_BROKER_PASSWORD or --password-file.
+
+    Example: hsee coordinator start --broker 127.0.0.1:1883 --devices 3 --rounds 20
+    """
+    from toolkit.config import load_config
+
+    flags = {
+        "broker.address": broker,
+        "broker.username": username,
+        "broker.password_file": password_file,
+        "broker.ca_file": ca_file,
+        "broker.insecure": insecure,
+        "fleet.name": fleet,
+        "fleet.home": home,
+        "run.devices": devices,
+        "run.wait_s": wait,
+        "run.strategy": strategy,
+        "run.rounds": rounds,
+        "run.model": model,
+        "run.classes": [name.strip() for name in classes.split(",")] if classes else None,
+        "run.seed": seed,
+        "run.codec": codec,
+        "run.compute": device,
+    }
+    config = load_config(flags, overrides=settings or [])
+    name = check_name(run or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S"), what="The run's name")
+    folder = Path(config.fleet.home) / name
+    if (folder / "run.json").exists():
+        raise RunError(
+            f"There is a run in {folder} already.",
+            hint=f"Go on with it: hsee run resume {folder}  Or choose another --run.",
+        )
+    _run(config, folder, name, json=json)
+
+
+@run_app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    *,
+    broker: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The MQTT broker, if it moved.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Go on with a run after its last committed round. Devices come back by themselves.
+
+    Example: hsee run resume runs/run-20260101-120000
+    """
+    from toolkit.config import load_config
+
+    if not (folder / "run.json").exists():
+        raise UsageError(
+            f"{folder} is no run folder: it holds no run.json.", hint="Runs stand in the folder 'runs'."
+        )
+    config = load_config({"broker.address": broker}, cwd_file=folder / "config.toml")
+    _run(config, folder, folder.resolve().name, json=json)
+
+
+def _run(settings: Settings, path: Path, run: str, *, json: bool) -> None:
+    require("torch", part="coordinator", purpose="Training at the coordinator")
+    from coordinator.run_folder import RunFolder
+    from coordinator.strategy.catalogue import make_strategy
+    from toolkit.cli.run_display import make_display
+    from toolkit.nn.zoo import check_model
+
+    make_strategy(settings.run.strategy)  # before anything is written: unknown names are the user's
+    check_model(settings.run.model, settings.run.model_options)
+    folder = RunFolder(path, run)
+    try:
+        with make_display(as_json=json, strategy=settings.run.strategy) as display:
+            _serve(settings, folder, display)
+    finally:
+        folder.close()
+
+
+def _serve(settings: Settings, folder: RunFolder, display: RunDisplay) -> None:
+    import time
+
+    import torch
+
+    from coordinator.server import Coordinator
+    from toolkit.config import settings_text
+    from toolkit.link.connect import broker_of, make_link
+    from toolkit.nn.compute import choose_compute
+    from toolkit.wire.words import BridgeWord, encode_word
+
+    torch.set_num_threads(settings.run.threads)
+    topics = Topics(check_name(settings.fleet.name, what="The fleet's name"))
+    run = folder.record.run
+    client_id = f"coord-{run}"
+    address = broker_of(settings, default_username=client_id)
+    will = (topics.bridge_state, encode_word(BridgeWord("offline", run, folder.record.term + 1)))
+    link = make_link(address, client_id=address.username or client_id, will=will)
+    folder.write_text("config.toml", settings_text(settings))
+    folder.write_environment()
+    coordinator = Coordinator(
+        link,
+        topics=topics,
+        folder=folder,
+        settings=settings.run,
+        clock=time.monotonic,
+        observe=display.show,
+        device=choose_compute(settings.run.compute),
+    )
+    display.begin(run=run, folder=folder.path, broker=str(address), fleet=topics.fleet)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        coordinator.start()
+        while not coordinator.over:
+            coordinator.poll(POLL_S)
+    except (KeyboardInterrupt, _TerminatedError) as exc:
+        resume_hint = f"hsee run resume {folder.path}"
+        coordinator.end("stopped", f"Stopped by hand; go on with: {resume_hint}")
+        if isinstance(exc, KeyboardInterrupt):
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        coordinator.close()
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _TerminatedError

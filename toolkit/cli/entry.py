@@ -1,0 +1,83 @@
+"""The console script: hands boards' commands on before typer is loaded, and turns errors into answers.
+
+Only here is ``HseeError`` caught. Exit statuses: 0 ok, 1 failed, 2 usage, 3 config, 4 broker, 5 partial,
+6 environment, 130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from toolkit.errors import HseeError, UsageError, report_error
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its words, without the program's name; by default this process's.
+    Returns: the exit status.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+    except HseeError as exc:
+        return report_error(exc, as_json="--json" in words)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. What is left in the buffer must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _run(words: list[str]) -> int:
+    if words[:2] == ["agent", "start"]:
+        from device_agent.__main__ import main as agent_start
+
+        return agent_start(words[2:])
+    if words[:1] == ["infer"]:
+        from toolkit.runtime.__main__ import main as infer
+
+        return infer(words[1:])
+    return _run_typer(words)
+
+
+def _run_typer(words: list[str]) -> int:
+    import typer
+
+    from toolkit.cli.app import app
+
+    try:
+        status = app(words, prog_name="hsee", standalone_mode=False)
+    except typer.Abort:
+        return INTERRUPTED
+    except typer.TyperException as exc:
+        message = exc.format_message()
+        if not message:  # no command was named, and help has been printed instead
+            return UsageError.exit_status
+        context = getattr(exc, "ctx", None)
+        command = context.command_path if context is not None else "hsee"
+        raise UsageError(
+            message if message.endswith("?") else f"{message.rstrip('.')}.",
+            hint=f"{command} -h shows what it takes.",
+        ) from exc
+    return status if isinstance(status, int) else 0
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    # An exception, so that every ``finally`` on the way out runs and no child is left behind.
+    raise SystemExit(TERMINATED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Every setting there is: its type, bounds, default and one line that says what it does.
+
+Help, schema and error messages are made from here. An empty text means "not set", because TOML has no null.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_SEED = Meta(ge=0, le=2**53)
+
+Compute = Literal["auto", "cpu", "cuda"]
+Scalar = str | int | float | bool
+
+
+class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which fleet this machine belongs to."""
+
+    name: Annotated[
+        str, Meta(pattern=f"^{NAME_PATTERN}$", examples=["home"], description="one name for all its machines")
+    ] = "home"
+    home: Annotated[str, Meta(min_length=1, description="folder that holds the run folders")] = "runs"
+
+
+class Broker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach the MQTT broker. The password itself is never a setting."""
+
+    # Its form is the link's business (toolkit.link.base.parse_broker), which is an upper room.
+    address: Annotated[
+        str, Meta(min_length=1, examples=["127.0.0.1:1883"], description="host and port, or mqtts://host")
+    ] = "127.0.0.1:1883"
+    username: Annotated[str, Meta(description="account; empty for none")] = ""
+    password_file: Annotated[
+        str, Meta(description="file that holds the password and that only its owner can read")
+    ] = ""
+    ca_file: Annotated[str, Meta(description="certificate of the authority that TLS is checked against")] = ""
+    insecure: Annotated[
+        bool, Meta(description="allow a broker off this machine without TLS and login: anyone may read along")
+    ] = False
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the coordinator trains, and how."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256, description="network to train")] = "resnet_small"
+    model_options: Annotated[
+        dict[str, Scalar], Meta(description="options of the network, such as width")
+    ] = {}
+    strategy: Annotated[
+        str, Meta(min_length=1, max_length=256, description="how the server learns: sequential or averaging")
+    ] = "sequential"
+    rounds: Annotated[int, Meta(ge=1, le=2**31, description="rounds to train")] = 10
+    devices: Annotated[int, Meta(ge=1, le=100_000, description="devices to wait for")] = 1
+    wait_s: Annotated[
+        float, Meta(gt=0, description="seconds to wait for them before going on with those there")
+    ] = 120.0
+    round_deadline_s: Annotated[float, Meta(gt=0, description="seconds after which a round closes")] = 300.0
+    batch_size: Annotated[int, Meta(ge=2, le=65_536, description="samples in a batch")] = 32
+    round_steps: Annotated[
+        int, Meta(ge=0, description="batches a device trains in a round; 0 means one pass over its data")
+    ] = 0
+    lr: Annotated[float, Meta(gt=0, description="learning rate at the start")] = 0.05
+    schedule: Annotated[
+        Literal["constant", "cosine"], Meta(description="what the learning rate does over the rounds")
+    ] = "cosine"
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="of SGD")] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0, description="of SGD")] = 5e-4
+    seed: Annotated[int, _SEED, Meta(description="all randomness of the run comes from it")] = 0
+    codec: Annotated[
+        Literal["float32", "float16", "int8"],
+        Meta(description="how activations travel: bytes against precision"),
+    ] = "float32"
+    eval_samples: Annotated[
+        int, Meta(ge=0, description="most held-out samples a device sends as activations at a round's end")
+    ] = 256
+    threads: Annotated[int, Meta(ge=1, le=4096, description="threads that each process computes with")] = 1
+    exit_head: Annotated[str, Meta(min_length=1, max_length=64, description="kind of the early exits")] = (
+        "pooled"
+    )
+    classes: Annotated[
+        list[str], Meta(description="ordered class list; empty for the union of what the devices have")
+    ] = []
+    compute: Annotated[Compute, Meta(description="where the server computes")] = "auto"
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """This board, and the data that it holds."""
+
+    id: Annotated[
+        str,
+        Meta(
+            pattern=f"^({NAME_PATTERN})?$",
+            examples=["hall-camera"],
+            description="name of this board in the fleet",
+        ),
+    ] = ""
+    data: Annotated[
+        str,
+        Meta(
+            description="data source: digits, folder:PATH, npz:PATH, csv:PATH, torchvision:NAME, python:MODULE:FUNCTION"
+        ),
+    ] = ""
+    root: Annotated[str, Meta(description="folder of torchvision's data sets")] = ""
+    download: Annotated[bool, Meta(description="let torchvision fetch a set that is not there")] = False
+    partition: Annotated[
+        str,
+        Meta(min_length=1, description="how the data are divided: iid, dirichlet:ALPHA, shards:N or user"),
+    ] = "iid"
+    part: Annotated[
+        str,
+        Meta(
+            pattern="^([1-9][0-9]{0,5}/[1-9][0-9]{0,5})?$",
+            examples=["1/3"],
+            description="take one part of the data; empty for all of it",
+        ),
+    ] = ""
+    data_seed: Annotated[int, _SEED, Meta(description="of the division; the same on every board")] = 0
+    held_out: Annotated[float, Meta(gt=0, lt=1, description="share of the data kept out of training")] = 0.2
+    compute: Annotated[Compute, Meta(description="where this board computes")] = "auto"
+    emulate: Annotated[
+        str,
+        Meta(
+            examples=["25%,512"], description="stand for a weaker board: percent of one core and MB of memory"
+        ),
+    ] = ""
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole ``hsee.toml``."""
+
+    fleet: Fleet = Fleet()
+    broker: Broker = Broker()
+    run: Run = Run()
+    device: Device = Device()
+
+
+SECTIONS: dict[str, type[msgspec.Struct]] = {"fleet": Fleet, "broker": Broker, "run": Run, "device": Device}
