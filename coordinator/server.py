@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import msgspec
+import torch
 
 from coordinator.checkpoints import CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
@@ -23,7 +24,7 @@ from coordinator.server_model import ServerModel
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.config import Run
 from toolkit.errors import HseeError, PartialError, RemoteProtocolError
-from toolkit.link.base import Connected, Disconnected, Link, Received
+from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received
 from toolkit.wire import chunks, frames, payloads, seats
 from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Phase, State
 from toolkit.wire.seats import Seat, SeatPhase
@@ -59,6 +60,7 @@ class Coordinator:
         clock: monotonic seconds.
         observe: takes each event of the run.
         device: torch device of the server's steps.
+        connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
     def __init__(
@@ -70,7 +72,8 @@ class Coordinator:
         settings: Run,
         clock: Callable[[], float],
         observe: Callable[[RunEvent], None],
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
+        connect_s: float = CONNECT_S,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -89,6 +92,7 @@ class Coordinator:
         self._told: dict[str, tuple[float, int, int]] = {}
         self._underway: Underway | None = None
         self._started_at = clock()
+        self._first_contact_by: float | None = self._started_at + connect_s
         self._waiting_said: tuple[str, ...] | None = None
         self.n_refused_messages = 0
         self.status: Status = "waiting"
@@ -293,10 +297,15 @@ class Coordinator:
     def _on_link(self, event: Connected | Disconnected | Received) -> None:
         match event:
             case Connected():
+                self._first_contact_by = None
                 self._link.subscribe(self._topics.all_up(self.run), self._topics.all_device_states)
                 self._publish_bridge("online")
             case Disconnected(error=error):
-                self._observe(Notice(f"Lost the broker: {error.message} Trying again."))
+                due = self._first_contact_by
+                if due is None:
+                    self._observe(Notice(f"Lost the broker: {error.message} Trying again."))
+                elif not error.retryable or self._clock() >= due:
+                    raise error
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(topic, payload)

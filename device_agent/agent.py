@@ -12,8 +12,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from toolkit import __version__
-from toolkit.errors import FencedError, IdentityConflictError, RefusedError, RemoteProtocolError, RunError
-from toolkit.link.base import Connected, Disconnected, Link, LinkEvent, Received
+from toolkit.errors import (
+    BrokerError,
+    FencedError,
+    IdentityConflictError,
+    RefusedError,
+    RemoteProtocolError,
+    RunError,
+)
+from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received
 from toolkit.wire import chunks, frames, payloads, session
 from toolkit.wire.job import Job
 from toolkit.wire.limits import DEFAULT_CHUNK_BYTES, PROTOCOL_VERSION
@@ -87,6 +94,7 @@ class Agent:
         measure: called when the coordinator asks for a profile; returns it as TOML text.
         clock: monotonic seconds.
         say: takes each line that whoever watches should read.
+        connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
     def __init__(
@@ -102,6 +110,7 @@ class Agent:
         measure: Callable[[MeasureRequest], str],
         clock: Callable[[], float],
         say: Callable[[str], None],
+        connect_s: float = CONNECT_S,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -117,7 +126,8 @@ class Agent:
         self._job: Job | None = None
         self._ready: OrderedDict[int, Batch] = OrderedDict()
         self._stop: session.Stop | None = None
-        self._was_connected = False
+        self._is_connected = False
+        self._first_contact_by: float | None = clock() + connect_s
         self.n_refused_messages = 0
 
     @property
@@ -238,27 +248,28 @@ class Agent:
     def _on_link(self, event: LinkEvent) -> None:
         match event:
             case Connected():
-                if not self._was_connected:
-                    self._say("connected to the broker")
-                self._was_connected = True
+                self._say("connected to the broker")
+                self._is_connected, self._first_contact_by = True, None
                 self._feed(session.LinkUp())
                 self._link.subscribe(self._topics.bridge_state)
                 self._link.publish(self._topics.device_state(self._device), self._word("online"), retain=True)
             case Disconnected(error=error):
-                if isinstance(error, IdentityConflictError):
-                    self._say(error.message)
-                elif self._was_connected:
-                    self._say(f"lost the broker: {error.message} Trying again.")
-                else:
-                    self._say(f"no broker yet: {error.message} Trying again.")
-                self._was_connected = False
-                self._feed(session.LinkDown())
+                self._on_disconnected(error)
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(topic, payload)
                 except RemoteProtocolError as exc:
                     self.n_refused_messages += 1
                     self._say(f"refused a message on {topic}: {exc.message}")
+
+    def _on_disconnected(self, error: BrokerError) -> None:
+        due = self._first_contact_by
+        if due is not None and (not error.retryable or self._clock() >= due):
+            raise error
+        if self._is_connected or isinstance(error, IdentityConflictError):
+            self._say(f"lost the broker: {error.message} Trying again.")
+        self._is_connected = False
+        self._feed(session.LinkDown())
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         now = self._clock()

@@ -10,6 +10,8 @@ MAX_TENSORS = 256
 MAX_NDIM = 8
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 MAX_CHUNKS = 4096
+MAX_MESSAGE_BYTES = 384 * 1024
+"""The largest MQTT packet hsee sends: a chunk, or a header of full length; a broker must take it."""
 MAX_OPEN_PAYLOADS = 8
 """Payloads of one device that may be incomplete at a time; the oldest is abandoned first."""
 MAX_CLASSES = 65_536

@@ -1,0 +1,211 @@
+"""``hsee agent start``: the command, on argparse so that a board's process stays light."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from device_agent.agent import Agent
+from device_agent.identity import device_id, new_boot_nonce
+from device_agent.local_data import LocalData, load_local_data
+from device_agent.workbench import Workbench
+from toolkit.config import Settings, load_config
+from toolkit.errors import FencedError, HseeError, report_error, require
+from toolkit.link.connect import broker_of, make_link
+from toolkit.profile.schema import profile_text, read_profile
+from toolkit.wire.session import DevicePhase
+from toolkit.wire.topics import Topics, check_name
+from toolkit.wire.words import DeviceWord, encode_word
+
+Say = Callable[[str], None]
+
+INTERRUPTED = 130
+POLL_S = 0.05
+REMIND_EVERY_S = 30.0
+
+EXAMPLE = """example:
+  hsee agent start --broker 192.0.2.7:1883 --id hall-camera --data folder:pictures
+
+what leaves this board is printed at the start. A password comes from HSEE_BROKER_PASSWORD or --password-file.
+Settings not given here come from HSEE_*, ./hsee.toml, or the user's file: hsee config show --origin
+"""
+FLAGS: tuple[tuple[str, str, str], ...] = (
+    ("--broker", "broker.address", "HOST:PORT of the MQTT broker, or mqtts://HOST:PORT"),
+    ("--fleet", "fleet.name", "fleet this board belongs to"),
+    ("--id", "device.id", "device id; default: the host's name"),
+    (
+        "--data",
+        "device.data",
+        "digits, folder:PATH, npz:FILE, csv:FILE, torchvision:NAME, python:MODULE:FUNCTION",
+    ),
+    ("--root", "device.root", "folder of torchvision's data sets"),
+    ("--part", "device.part", "I/N: take one part of the data, for experiments"),
+    ("--partition", "device.partition", "how parts are drawn: iid, dirichlet:ALPHA, shards:N, user"),
+    ("--data-seed", "device.data_seed", "of the parts; the same on all boards"),
+    ("--held-out", "device.held_out", "share of the data kept out of training"),
+    ("--emulate", "device.emulate", "CPU%%,MB: stand for a weaker board, as 25%%,512"),
+    ("--home", "fleet.home", "folder of the run folders"),
+    ("--username", "broker.username", "account at the broker"),
+    (
+        "--password-file",
+        "broker.password_file",
+        "file with the account's password, readable by its owner only",
+    ),
+    ("--ca-file", "broker.ca_file", "authority that signed the broker's certificate"),
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="hsee agent start",
+        description="Train this board's segment and exit on its own data; send activations to the coordinator.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for flag, key, text in FLAGS:
+        parser.add_argument(flag, dest=key, metavar=flag.strip("-").upper().replace("-", "_"), help=text)
+    parser.add_argument(
+        "--device", dest="device.compute", choices=("auto", "cpu", "cuda"), help="where to compute"
+    )
+    parser.add_argument(
+        "--download",
+        dest="device.download",
+        action="store_const",
+        const=True,
+        help="let torchvision fetch a set",
+    )
+    parser.add_argument(
+        "--insecure",
+        dest="broker.insecure",
+        action="store_const",
+        const=True,
+        help="allow a broker off this machine without TLS and login: anyone may read along",
+    )
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="this board's profile, from hsee profile"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting: run.lr=0.01"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only errors")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the agent until its run is over.
+
+    Args:
+        argv: words after ``hsee agent start``; by default this process's.
+    Returns: the exit status.
+    """
+    args = vars(make_parser().parse_args(argv))
+    as_json, quiet = args["json"], args["quiet"]
+
+    def say(text: str) -> None:
+        if as_json:
+            sys.stdout.write(msgspec.json.encode({"said": text}).decode() + "\n")
+        elif not quiet:
+            sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    try:
+        settings = load_config(
+            {key: value for key, value in args.items() if "." in key}, overrides=args["set"]
+        )
+        profile = profile_text(read_profile(args["profile"])) if args["profile"] else ""
+        said = _serve(settings, profile, say)
+    except HseeError as exc:
+        return report_error(exc, as_json=as_json)
+    except KeyboardInterrupt:
+        say("Interrupted; what was trained is saved.")
+        return INTERRUPTED
+    if as_json:
+        sys.stdout.write(msgspec.json.encode({"success": True, "detail": said}).decode() + "\n")
+    else:
+        say(said)
+    return 0
+
+
+class _TerminatedError(Exception):
+    """SIGTERM came."""
+
+
+def _serve(settings: Settings, profile: str, say: Say) -> str:
+    """Run the agent; returns how the run ended, in words."""
+    require("torch", part="agent", purpose="Training on this board")
+    device = device_id(settings.device.id)
+    topics = Topics(check_name(settings.fleet.name, what="The fleet's name"))
+    nonce = new_boot_nonce()
+    address = broker_of(settings, default_username=device)
+    will = (topics.device_state(device), encode_word(DeviceWord("offline", nonce.hex())))
+    link = make_link(address, client_id=device, will=will)
+    data = load_local_data(settings.device)
+    bench = Workbench(settings, device=device, data=data, say=say)
+    say(f"device {device}, fleet {topics.fleet}, broker {address}")
+    _announce(device, data, say)
+    agent = Agent(
+        link,
+        topics=topics,
+        device=device,
+        boot_nonce=nonce,
+        data=data.summary(),
+        profile=profile,
+        make_trainer=bench.make_trainer,
+        measure=bench.measure,
+        clock=time.monotonic,
+        say=say,
+    )
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    agent.start()
+    reason = "stopped"
+    try:
+        _loop(agent, topics, say)
+        reason = "the run is over"
+        return agent.result()
+    except FencedError as exc:
+        bench.write_fenced(exc.message)
+        raise
+    except _TerminatedError:
+        return "Stopped; what was trained is saved."
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        agent.close(reason)
+        bench.close()
+
+
+def _loop(agent: Agent, topics: Topics, say: Say) -> None:
+    remind_at = time.monotonic() + 2.0
+    while not agent.over:
+        agent.poll(POLL_S)
+        if agent.phase is DevicePhase.SEEKING and time.monotonic() >= remind_at:
+            remind_at = time.monotonic() + REMIND_EVERY_S
+            say(f"no coordinator yet in fleet {topics.fleet}; start one with: hsee coordinator start")
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _TerminatedError
+
+
+def _announce(device: str, data: LocalData, say: Say) -> None:
+    train, held_out = data.train, data.held_out
+    say(
+        f"data: {train.name}: {len(train)} to train on, {len(held_out)} held out, classes {', '.join(train.classes)}"
+    )
+    say(
+        f"what leaves {device}: activations at its cut and labels of every training batch; activations, labels and"
+        " exit results of held-out samples each round (eval activations); class names, counts, channel means and"
+        " variances; its profile. Samples and weights stay here."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""From settings to a link: the one place where a process of hsee gets its way to the broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toolkit.config import Settings, read_password
+from toolkit.errors import require
+from toolkit.link.base import BrokerAddress, Link, parse_broker
+from toolkit.wire.limits import MAX_MESSAGE_BYTES
+
+
+def broker_of(settings: Settings, *, default_username: str = "") -> BrokerAddress:
+    """Read where the broker is and how to be let in.
+
+    Args:
+        settings: of this process; its password comes from the environment or a private file.
+        default_username: the account of this kind of process, taken where a password is given and no account.
+    Raises: UsageError, ConfigError: the address or the password file can't be read.
+    """
+    password = read_password(settings)
+    broker = settings.broker
+    return parse_broker(
+        broker.address,
+        username=broker.username or (default_username if password else ""),
+        password=password or "",
+        ca_file=Path(broker.ca_file) if broker.ca_file else None,
+        insecure=broker.insecure,
+    )
+
+
+def make_link(address: BrokerAddress, *, client_id: str, will: tuple[str, bytes]) -> Link:
+    """Make a link to a broker, not started yet.
+
+    Args:
+        address: the broker.
+        client_id: this process's own; equal to its account where it has one.
+        will: topic and retained payload that the broker publishes when this process is lost.
+    Raises: InsecureBrokerError: off this machine without TLS or credentials. MissingPartError: paho is not installed.
+    """
+    require("paho", part="agent", purpose="Talking to a broker")
+    from toolkit.link.mqtt import MqttLink
+
+    return MqttLink(address, client_id, will=will, max_packet_bytes=MAX_MESSAGE_BYTES)
