@@ -1,0 +1,126 @@
+"""Measuring for real: children that train, that are limited, that die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from toolkit.errors import ModelError, UsageError
+from toolkit.profile.measure import MeasureInterruptedError, measure, measure_server
+from toolkit.profile.schema import CutRow, Limits, Profile, parse_profile, profile_text
+from toolkit.wire.job import ModelSpec
+
+SMALL = ModelSpec(name="resnet_small", input_shape=[1, 8, 8], n_classes=10)
+LIMITS = Limits(cpu_percent=20, memory_mb=512)
+
+
+@pytest.fixture(scope="module")
+def free() -> Profile:
+    return measure(SMALL, batch_size=32, quick=True)
+
+
+def test_every_cut_has_a_row_of_real_numbers(free: Profile):
+    assert [row.cut for row in free.cuts] == ["stem", "layer1", "layer2"]
+    assert not any(row.failed for row in free.cuts)
+    assert parse_profile(profile_text(free)) == free
+    assert free.provenance.kind == "measured"
+    stem = free.cuts[0]
+    # 3x3 convolution of 1 to 16 channels on 8x8, head of 16 to 10: 2 x MAC.
+    assert stem.flop == 2 * (9 * 16 * 64 + 16 * 10)
+    assert stem.n_parameters == 9 * 16 + 2 * 16 + 16 * 10 + 10
+    assert stem.activation_bytes == 16 * 8 * 8 * 4
+    assert all(row.peak_memory_mb > 100 for row in free.cuts)
+
+
+def test_the_same_command_stands_in_the_profile(free: Profile):
+    assert free.provenance.command.startswith(
+        "hsee profile --model resnet_small --input 1x8x8 --classes 10 --batch 32"
+    )
+
+
+def test_what_is_on_either_side_of_the_cut_adds_up(free: Profile):
+    stem, last = free.cuts[0], free.cuts[-1]
+    assert stem.flop < last.flop
+    assert stem.suffix_flop > last.suffix_flop
+
+
+def test_limits_make_the_board_slower_and_leave_no_group(free: Profile):
+    began = time.perf_counter()
+    slow = measure(SMALL, batch_size=32, quick=True, limits=LIMITS)
+    assert time.perf_counter() - began < 20
+    assert slow.provenance.kind == "emulated"
+    assert slow.board.memory_bytes == 512 * 2**20
+    # A fifth of a core; twice is far below five and far above this machine's noise.
+    assert sum(r.step_ms_mean for r in slow.cuts) > 2 * sum(r.step_ms_mean for r in free.cuts)
+    assert not list(Path("/sys/fs/cgroup").rglob("hsee-*"))
+
+
+def test_the_servers_step_is_shorter_the_deeper_the_cut():
+    steps = measure_server(SMALL, batch_size=32)
+    assert list(steps) == ["stem", "layer1", "layer2"]
+    assert steps["stem"] > steps["layer2"]
+
+
+def test_a_child_killed_in_the_middle_costs_one_row():
+    killed = []
+
+    def kill_the_child(row: CutRow, _: int) -> None:
+        if row.cut == "stem":
+            (child,) = psutil.Process().children()
+            child.send_signal(signal.SIGKILL)
+            killed.append(child.pid)
+
+    profile = measure(SMALL, batch_size=32, quick=True, on_row=kill_the_child)
+    assert killed
+    assert [bool(row.failed) for row in profile.cuts] == [False, True, False]
+    assert "killed" in profile.cuts[1].failed
+    assert parse_profile(profile_text(profile)) == profile
+
+
+def test_a_cut_that_runs_out_of_memory_costs_its_own_row():
+    # In a process of its own, whose children inherit the limit: this one keeps its memory.
+    script = (
+        "import resource, sys\n"
+        "from toolkit.profile.measure import measure\n"
+        "from toolkit.profile.schema import profile_text\n"
+        "from toolkit.wire.job import ModelSpec\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (500 << 20, 500 << 20))\n"
+        "model = ModelSpec(name='resnet_small', input_shape=[1, 16, 16], n_classes=10)\n"
+        "sys.stdout.write(profile_text(measure(model, batch_size=1024, quick=True)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    stem, *deeper = parse_profile(done.stdout).cuts
+    assert not stem.failed
+    assert all("can't allocate memory" in row.failed for row in deeper)
+
+
+def test_an_unknown_model_is_the_callers_error_not_a_crash():
+    with pytest.raises(ModelError, match="Did you mean 'resnet_small'"):
+        measure(ModelSpec(name="resnet_smal", input_shape=[1, 8, 8], n_classes=10), batch_size=32)
+
+
+def test_a_name_that_no_file_could_have_is_refused_before_measuring():
+    with pytest.raises(UsageError, match="can't be a profile's name"):
+        measure(SMALL, batch_size=32, name="../small")
+
+
+def test_ctrl_c_keeps_the_rows_and_ends_the_child():
+    children = []
+
+    def interrupt(_: CutRow, __: int) -> None:
+        children.extend(psutil.Process().children())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(MeasureInterruptedError) as caught:
+        measure(SMALL, batch_size=32, quick=True, on_row=interrupt)
+    profile = caught.value.profile
+    assert profile.partial
+    assert [row.cut for row in profile.cuts] == ["stem"]
+    assert parse_profile(profile_text(profile)) == profile
+    assert children
+    assert not any(child.is_running() for child in children)

@@ -1,0 +1,98 @@
+"""A Mosquitto that a test owns: its own port, its own folder, killed and restarted at will."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.link.base import BrokerAddress
+
+HOST = "127.0.0.1"
+READY_TIMEOUT_S = 5.0
+
+
+def find_mosquitto() -> str | None:
+    """Return the program; Debian puts it where a user's PATH does not look."""
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+class Mosquitto:
+    """One broker on one port, through any number of restarts.
+
+    Args:
+        folder: for its configuration, passwords and log.
+        accounts: password by user name; none lets everybody in.
+        settings: further lines of its configuration.
+    """
+
+    def __init__(
+        self, folder: Path, *, accounts: Mapping[str, str] | None = None, settings: str = ""
+    ) -> None:
+        self.address = BrokerAddress(host=HOST, port=free_port())
+        self.log_path = folder / "mosquitto.log"
+        self._config = folder / "mosquitto.conf"
+        self._process: subprocess.Popen[bytes] | None = None
+        lines = [
+            f"listener {self.address.port} {HOST}",
+            "set_tcp_nodelay true",
+            "persistence false",
+            settings,
+        ]
+        if accounts is None:
+            lines.append("allow_anonymous true")
+        else:
+            passwords = folder / "passwords"
+            passwords.touch(mode=0o600)
+            for user, password in accounts.items():
+                subprocess.run(["mosquitto_passwd", "-b", str(passwords), user, password], check=True)
+            lines += ["allow_anonymous false", f"password_file {passwords}"]
+        # Started by root it would become another user, who can't read a test's folder.
+        lines.append("user root")
+        self._config.write_text("\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        program = find_mosquitto()
+        assert program is not None, "mosquitto is not installed"
+        with self.log_path.open("ab") as log_file:
+            self._process = subprocess.Popen(
+                [program, "-c", str(self._config)], stdout=log_file, stderr=log_file
+            )
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            assert self._process.poll() is None, self.log_path.read_text()
+            try:
+                with socket.create_connection((HOST, self.address.port), timeout=READY_TIMEOUT_S):
+                    return
+            except ConnectionRefusedError:
+                time.sleep(0.002)
+        raise AssertionError(f"mosquitto does not listen: {self.log_path.read_text()}")
+
+    def stop(self) -> None:
+        """Stop it in order."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(READY_TIMEOUT_S)
+            self._process = None
+
+    def kill(self) -> None:
+        """Kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(READY_TIMEOUT_S)
+            self._process = None
+
+    def restart(self) -> None:
+        """Kill it and start it again on the same port."""
+        self.kill()
+        self.start()

@@ -1,0 +1,192 @@
+"""A bundle as a folder: written whole or not at all, and never trusted when opened."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from toolkit.bundle.card import CARD_FILE, model_card
+from toolkit.bundle.manifest import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+)
+from toolkit.errors import BundleDigestError, BundleError, MachineError
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it says about itself.
+        digest: SHA-256 of its manifest, which holds the digests of all else: the identity of the bundle.
+    """
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+
+    def read(self, name: str) -> bytes:
+        """Read a file of the bundle; what is returned is what was checked.
+
+        Raises:
+            BundleError: no such file in the manifest or the folder, or it has another size.
+            BundleDigestError: its content is not what the manifest names.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.folder} has no file {name!r} in its manifest.", file=name)
+        path = self.folder / name
+        content = _read_plain(path, at_most=entry.n_bytes)
+        got = hashlib.sha256(content).hexdigest()
+        if len(content) != entry.n_bytes or got != entry.sha256:
+            raise BundleDigestError(
+                f"{path} is not the file its manifest names: SHA-256 {got[:12]}..., expected {entry.sha256[:12]}...",
+                hint="It was changed or damaged: export or copy the bundle again.",
+                file=name,
+                expected=entry.sha256,
+                got=got,
+            )
+        return content
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open a bundle and check every file of it.
+
+    Raises:
+        BundleError: no bundle, of a newer version, incomplete, or a file of it is a link.
+        BundleDigestError: a file is not the one its manifest names.
+    """
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder} is not a folder." if folder.exists() else f"{folder} does not exist.",
+            hint="Give the folder that hsee export wrote.",
+            folder=str(folder),
+        )
+    content = _read_plain(folder / MANIFEST_FILE, at_most=MAX_MANIFEST_BYTES)
+    manifest = decode_manifest(content, where=str(folder / MANIFEST_FILE))
+    bundle = Bundle(folder, manifest, hashlib.sha256(content).hexdigest())
+    _check_segments_named(manifest)
+    for name in manifest.files:
+        bundle.read(name)
+    return bundle
+
+
+def write_bundle(
+    folder: Path, manifest: Manifest, files: Mapping[str, bytes], *, replace: bool = False
+) -> Bundle:
+    """Write a bundle with its manifest and model card: built beside, synced, then renamed.
+
+    Args:
+        folder: where it shall lie; its parent is created if need be.
+        manifest: its ``files`` are filled in here.
+        files: name to content, the segments' ONNX files among them.
+        replace: take the place of a bundle that lies there already.
+    Returns: the bundle, opened.
+
+    Raises:
+        BundleError: something else lies there, a bundle without ``replace``, or a segment's file is not given.
+        MachineError: it can't be written.
+    """
+    content = {**files, CARD_FILE: model_card(manifest).encode()}
+    entries = {
+        name: FileEntry(n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in content.items()
+    }
+    # Through the decoder, so that nothing is written that could not be read back.
+    manifest = decode_manifest(
+        encode_manifest(msgspec.structs.replace(manifest, files=entries)), where="The manifest to be written"
+    )
+    _check_segments_named(manifest)
+    _check_free(folder, replace=replace)
+    beside = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        for name, data in {**content, MANIFEST_FILE: encode_manifest(manifest)}.items():
+            _write_synced(beside / name, data)
+        _sync_folder(beside)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        beside.rename(folder)
+        _sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as exc:
+        shutil.rmtree(beside, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise MachineError(
+            f"The bundle can't be written to {folder}: {exc.strerror or exc}.",
+            hint="Check the free space and the permissions of that folder.",
+            folder=str(folder),
+        ) from exc
+    return open_bundle(folder)
+
+
+def _check_segments_named(manifest: Manifest) -> None:
+    for segment in manifest.segments:
+        if segment.file not in manifest.files:
+            raise BundleError(f"Segment {segment.file} is not among the bundle's files.", file=segment.file)
+
+
+def _check_free(folder: Path, *, replace: bool) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file()):
+        raise BundleError(
+            f"{folder} exists and is not a bundle.", hint="Give another folder.", folder=str(folder)
+        )
+    if not replace and (folder / MANIFEST_FILE).is_file():
+        raise BundleError(
+            f"{folder} holds a bundle already.", hint="Remove it or give another folder.", folder=str(folder)
+        )
+
+
+def _read_plain(path: Path, *, at_most: int) -> bytes:
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path} is not a plain file; a bundle holds no links.", file=path.name)
+        if status.st_size > at_most:
+            raise BundleError(
+                f"{path} has {status.st_size} bytes; at most {at_most} are expected.", file=path.name
+            )
+        with path.open("rb") as file:
+            return file.read(at_most + 1)
+    except FileNotFoundError as exc:
+        raise BundleError(
+            f"{path} is missing.",
+            hint="This is not a bundle, or not a whole one: export or copy it again.",
+            file=path.name,
+        ) from exc
+    except OSError as exc:
+        raise BundleError(f"{path} can't be read: {exc.strerror}.", file=path.name) from exc
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,155 @@
+"""A plan: the cut layer of every device, why, and what the other cuts would cost. A TOML file, ``plan.toml``.
+
+Times are ms of wall time; a round is the number of batches that stands beside each device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from toolkit.errors import PlanError
+from toolkit.profile.schema import Kind
+from toolkit.profile.toml_struct import parse_struct, read_struct, struct_text, write_text
+from toolkit.wire.job import ModelSpec, Name, Positive
+
+Ms = Annotated[float, Meta(ge=0)]
+Cut = Annotated[str, Meta(min_length=1, max_length=256)]
+Limit = Literal["compute", "uplink", "server", "memory"]
+
+
+class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
+    """Another cut for one device, all others kept: what the fleet's round would take."""
+
+    cut: Cut
+    round_ms: Ms
+
+
+class Infeasible(msgspec.Struct, frozen=True, kw_only=True):
+    """A cut that a device can't take: the constraint that failed, with its numbers, and what would fix it."""
+
+    cut: Cut
+    constraint: Literal["memory", "measurement"]
+    detail: str
+    fix: str
+
+
+class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's cut.
+
+    Attributes:
+        known: how its step times are known.
+        step_ms: computing one batch.
+        upload_ms: sending one batch's activations and labels; happens while the next is computed.
+        server_ms: the server's training step on one batch.
+        device_ms: the device's part of a round: batches x the larger of step and upload.
+        limited_by: what would have to improve first, for a shorter round or a deeper cut.
+        reason: one sentence for people.
+        pinned: the cut was given, not chosen.
+        shallower: the next feasible cut towards the input.
+        deeper: the next feasible cut towards the output.
+    """
+
+    device: Name
+    profile: Name
+    known: Kind
+    cut: Cut
+    n_batches: Positive
+    codec: str
+    step_ms: Ms
+    upload_ms: Ms
+    server_ms: Ms
+    device_ms: Ms
+    limited_by: Limit
+    reason: str
+    pinned: bool = False
+    link_assumed: bool = False
+    shallower: Neighbour | None = None
+    deeper: Neighbour | None = None
+    infeasible: tuple[Infeasible, ...] = ()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Cuts for a fleet.
+
+    Attributes:
+        round_ms: the larger of the slowest device's part and the server's.
+        server_ms: the server's part of a round: its steps for all devices, one after another.
+        server_basis: how the server's step times are known.
+        bottleneck: a device's name, or "server".
+        slack: share of the shortest possible round that was spent on deeper exits.
+    """
+
+    schema: Literal[1]
+    model: ModelSpec
+    batch_size: Positive
+    exit_head: str
+    round_ms: Ms
+    shortest_round_ms: Ms
+    server_ms: Ms
+    server_basis: str
+    bottleneck: str
+    memory_share: float
+    slack: float
+    devices: tuple[DevicePlan, ...]
+
+    @property
+    def cuts(self) -> dict[str, str]:
+        """Device to cut layer."""
+        return {d.device: d.cut for d in self.devices}
+
+    @property
+    def links_assumed(self) -> tuple[str, ...]:
+        """Devices whose link was not measured."""
+        return tuple(d.device for d in self.devices if d.link_assumed)
+
+
+COMMENTS = {
+    "round_ms": "the larger of the slowest device's part and the server's",
+    "shortest_round_ms": "of all possible plans; slack was spent on deeper exits",
+    "server_ms": "the server's part of a round",
+    "bottleneck": "a device, or server",
+    "memory_share": "of a board's memory that training may use",
+    "devices.known": "measured | emulated",
+    "devices.step_ms": "computing one batch",
+    "devices.upload_ms": "sending one batch, while the next is computed",
+    "devices.server_ms": "the server's step on one batch",
+    "devices.device_ms": "the device's part of a round",
+    "devices.limited_by": "compute | uplink | server | memory",
+    "devices.pinned": "the cut was given, not chosen",
+    "devices.link_assumed": "the link was not measured",
+    "devices.shallower.round_ms": "the fleet's round, were this device cut there",
+    "devices.deeper.round_ms": "the fleet's round, were this device cut there",
+}
+
+
+def plan_text(plan: Plan) -> str:
+    """Write a plan as commented TOML."""
+    return struct_text(plan, title="Cut layers of a fleet, chosen by hsee plan.", comments=COMMENTS)
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan file, whole or not at all.
+
+    Raises: MachineError: the disk is full or the folder not writable.
+    """
+    write_text(path, plan_text(plan))
+
+
+def parse_plan(text: str, *, where: str = "plan") -> Plan:
+    """Read a plan from TOML text.
+
+    Raises: PlanError: it names ``where``, the key, and what was expected.
+    """
+    return parse_struct(text, Plan, where=where, error=PlanError)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises: PlanError: it names file, key, and what was expected.
+    """
+    return read_struct(path, Plan, noun="plan", error=PlanError)

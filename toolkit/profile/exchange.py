@@ -1,0 +1,62 @@
+"""What passes between a measurement and its child process: one request in, JSON lines out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from toolkit.profile.schema import CutRow, Limits, Mechanism
+from toolkit.wire.job import ModelSpec
+
+Side = Literal["device", "server"]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a child measures.
+
+    Attributes:
+        side: the device's step at each cut, or the server's.
+        first: index of the first cut to measure, shallow first.
+        n_cuts: how many; 0 means to the last.
+    """
+
+    side: Side
+    model: ModelSpec
+    batch_size: int
+    exit_head: str
+    threads: int
+    quick: bool
+    first: int
+    n_cuts: int
+    limits: Limits | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The child has built the model; comes first."""
+
+    cuts: tuple[str, ...]
+    software: dict[str, str]
+
+
+class Limited(msgspec.Struct, frozen=True, kw_only=True, tag="limited"):
+    """The child has entered its limits."""
+
+    mechanism: Mechanism
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
+    """One row is done."""
+
+    row: CutRow
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """The request makes no sense; ``code`` is that of the error class."""
+
+    code: str
+    message: str
+    hint: str
+
+
+Answer = Ready | Limited | Measured | Refused

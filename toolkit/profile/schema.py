@@ -1,0 +1,267 @@
+"""A profile: what a board takes to train each possible segment, and how that is known. A TOML file, no torch.
+
+Units stand in the names of keys. A megabyte (``_mb``) is 2**20 bytes. FLOP means 2 x MAC.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from toolkit.errors import ProfileError
+from toolkit.profile.toml_struct import parse_struct, read_struct, struct_text, write_text
+from toolkit.wire.job import Count, ModelSpec, Name, Positive
+
+BYTES_PER_MB = 2**20
+
+Text = Annotated[str, Meta(min_length=1, max_length=1024)]
+Above0 = Annotated[float, Meta(gt=0, lt=1e18)]
+Kind = Literal["measured", "emulated", "datasheet"]
+Mechanism = Literal["cgroup-v1", "cgroup-v2", "factor"]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an emulated board may use: percent of one core (150 is one and a half), and MB of memory."""
+
+    cpu_percent: Annotated[float, Meta(gt=0, le=100_000)]
+    memory_mb: Annotated[int, Meta(ge=1, le=2**30)]
+
+
+class Emulation(Limits, frozen=True, kw_only=True):
+    """Limits, and what enforced them: a cgroup, or a factor that measured times were multiplied by."""
+
+    mechanism: Mechanism
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """How the numbers came about.
+
+    Attributes:
+        kind: ``measured`` on the board itself, ``emulated`` within limits on another machine, or ``datasheet``.
+        machine: hardware and system they were taken on, never its address.
+        command: what makes them again.
+        software: package to version.
+        sources: for a datasheet, where its numbers stand.
+        limits: for an emulated board.
+    """
+
+    kind: Kind
+    date: dt.date
+    machine: Text
+    command: str = ""
+    software: dict[str, str] = {}
+    sources: tuple[Text, ...] = ()
+    limits: Emulation | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "datasheet" and not self.sources:
+            msg = "a datasheet names its sources"
+            raise ValueError(msg)
+        if (self.kind == "emulated") != (self.limits is not None):
+            msg = "limits belong to an emulated profile, and an emulated profile has limits"
+            raise ValueError(msg)
+
+
+class Board(msgspec.Struct, frozen=True, kw_only=True):
+    """The hardware; for an emulated board its limits, not its host's memory."""
+
+    cpu: Text
+    architecture: Text
+    n_cores: Positive
+    memory_bytes: Annotated[int, Meta(ge=BYTES_PER_MB, le=2**60)]
+    hardware: str = ""
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """The way between a device and its coordinator, as payload bytes a second."""
+
+    name: Text
+    provenance: Literal["measured", "assumed"]
+    up_bytes_per_s: Above0
+    down_bytes_per_s: Above0
+    rtt_ms: Annotated[float, Meta(ge=0, lt=1e9)]
+    sources: tuple[Text, ...] = ()
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step was: changing any of it makes the times another board's."""
+
+    batch_size: Annotated[int, Meta(ge=2, le=65_536)]
+    exit_head: Annotated[str, Meta(min_length=1, max_length=64)]
+    threads: Positive
+
+
+class CutRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate cut: what a training step of its segment and exit took. A failed row has no numbers.
+
+    Attributes:
+        cut: the stage after which the network is cut.
+        step_ms_mean: of one batch: forward, backward and optimizer step.
+        n_steps: how many were timed, after warming up.
+        peak_memory_mb: greatest resident memory of the whole process.
+        flop: forward pass of segment and exit for one sample.
+        suffix_flop: forward pass of what stays at the coordinator, for one sample.
+        n_parameters: of segment and exit.
+        activation_bytes: one sample's activations at the cut, float32.
+        failed: why nothing was measured; empty when it was.
+    """
+
+    cut: Annotated[str, Meta(min_length=1, max_length=256)]
+    step_ms_mean: float = 0.0
+    step_ms_p50: float = 0.0
+    step_ms_p95: float = 0.0
+    n_steps: Count = 0
+    peak_memory_mb: float = 0.0
+    flop: Count = 0
+    suffix_flop: Count = 0
+    n_parameters: Count = 0
+    activation_bytes: Count = 0
+    failed: Annotated[str, Meta(max_length=1024)] = ""
+
+    def __post_init__(self) -> None:
+        if self.failed:
+            return
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                msg = f"row {self.cut!r} needs {name} above 0, got {value}"
+                raise ValueError(msg)
+        if self.step_ms_p50 > self.step_ms_p95:
+            msg = f"row {self.cut!r} has step_ms_p50 above step_ms_p95"
+            raise ValueError(msg)
+
+
+NUMBERS = tuple(f.name for f in msgspec.structs.fields(CutRow) if f.name not in ("cut", "failed"))
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """A board, its link, and one row a candidate cut of one model, shallow first.
+
+    Attributes:
+        partial: measuring was stopped before the last row.
+    """
+
+    schema: Literal[1]
+    name: Name
+    provenance: Provenance
+    board: Board
+    partial: bool = False
+    link: Link | None = None
+    model: ModelSpec | None = None
+    training: Training | None = None
+    cuts: tuple[CutRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.model is None) != (self.training is None) or (self.cuts and self.model is None):
+            msg = "cuts, model and training belong together"
+            raise ValueError(msg)
+        if self.cuts and self.provenance.kind == "datasheet":
+            msg = "a datasheet has no measured cuts"
+            raise ValueError(msg)
+        names = [row.cut for row in self.cuts]
+        for name in names:
+            if names.count(name) > 1:
+                msg = f"the cut {name!r} stands there twice"
+                raise ValueError(msg)
+
+
+class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that holds a link only."""
+
+    schema: Literal[1]
+    link: Link
+
+
+COMMENTS = {
+    "partial": "measuring was stopped before the last row",
+    "provenance.kind": "measured | emulated | datasheet",
+    "provenance.command": "makes this file again",
+    "provenance.limits.cpu_percent": "of one core",
+    "provenance.limits.memory_mb": "of 2**20 bytes",
+    "provenance.limits.mechanism": "what enforced it; factor: times were multiplied, memory was not limited",
+    "link.provenance": "measured | assumed",
+    "link.up_bytes_per_s": "device to coordinator",
+    "model.input_shape": "one sample, without the batch axis",
+    "cuts.step_ms_mean": "one batch: forward, backward, optimizer step",
+    "cuts.n_steps": "timed, after warming up",
+    "cuts.peak_memory_mb": "resident, whole process; of 2**20 bytes",
+    "cuts.flop": "2 x MAC; forward of segment and exit, one sample",
+    "cuts.suffix_flop": "2 x MAC; forward of the rest, at the coordinator, one sample",
+    "cuts.activation_bytes": "float32, one sample",
+}
+
+
+def parse_profile(text: str, *, where: str = "profile") -> Profile:
+    """Read a profile from TOML text.
+
+    Raises: ProfileError: it names ``where``, the key, and what was expected.
+    """
+    return parse_struct(text, Profile, where=where, error=ProfileError)
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile file.
+
+    Raises: ProfileError: it names file, key, and what was expected.
+    """
+    return read_struct(path, Profile, noun="profile", error=ProfileError)
+
+
+def read_link(path: Path) -> Link:
+    """Read a link file (``[link]`` and ``schema = 1``).
+
+    Raises: ProfileError: it names file, key, and what was expected.
+    """
+    return read_struct(path, LinkProfile, noun="link", error=ProfileError).link
+
+
+def profile_text(profile: Profile) -> str:
+    """Write a profile as commented TOML, short enough to travel in a device's hello."""
+    return struct_text(profile, title="A board's profile, made by hsee profile.", comments=COMMENTS)
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Write a profile file, whole or not at all.
+
+    Raises: MachineError: the disk is full or the folder not writable.
+    """
+    write_text(path, profile_text(profile))
+
+
+def misfit(profile: Profile, model: ModelSpec, *, batch_size: int, exit_head: str) -> str:
+    """Say why a profile can't speak for a training job.
+
+    Args:
+        profile: of any board.
+        model: that will be trained.
+        batch_size: of the job.
+        exit_head: of the job.
+    Returns: a sentence, or nothing when it fits.
+    """
+    kind = profile.provenance.kind
+    if profile.model is None or profile.training is None:
+        return f"Profile {profile.name!r} ({kind}) has no measured step times."
+    ours, theirs = profile.model, model
+    wrong = [
+        f"{name} is {got!r}, needed is {wanted!r}"
+        for name, got, wanted in (
+            ("model", ours.name, theirs.name),
+            ("input_shape", ours.input_shape, theirs.input_shape),
+            ("n_classes", ours.n_classes, theirs.n_classes),
+            ("options", ours.options, theirs.options),
+            ("batch_size", profile.training.batch_size, batch_size),
+            ("exit_head", profile.training.exit_head, exit_head),
+        )
+        if got != wanted
+    ]
+    return f"Profile {profile.name!r} was measured for something else: {'; '.join(wrong)}." if wrong else ""
+
+
+def fits(profile: Profile, model: ModelSpec, *, batch_size: int, exit_head: str) -> bool:
+    """Tell whether a profile's step times are those of this job."""
+    return not misfit(profile, model, batch_size=batch_size, exit_head=exit_head)

@@ -1,0 +1,259 @@
+"""``hsee infer``: answer samples with a bundle, without torch and without a network."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.folder import open_bundle
+from toolkit.errors import HseeError, MachineError, UsageError
+from toolkit.runtime.cascade import Answer, Answers, Cascade
+from toolkit.runtime.exit_policy import POLICIES
+from toolkit.runtime.preprocess import n_far_outside
+from toolkit.runtime.samples import Samples, read_batches
+
+_EXAMPLE = """\
+example:
+  hsee infer runs/demo/export/dev1 picture.png
+  hsee infer runs/demo/export/dev1 held_out.npz --batch 32 --json
+
+SAMPLES is a picture, a folder of pictures or of class folders, .npz (x, and y if labels are known), .npy,
+.csv (a flattened sample a row), or - for csv on standard input, answered row by row.
+"""
+_LATEST_TIMES = 100_000
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[0].upper()}{message[1:]}.", hint=f"See {self.prog} --help.")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hsee infer",
+        description="Answer samples with an exported bundle, on this machine alone.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that hsee export wrote")
+    parser.add_argument("source", metavar="SAMPLES", help="what to answer")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="of the exit policy, in (0, 1], instead of the bundle's; for entropy a higher one lets more leave",
+    )
+    parser.add_argument("--policy", choices=POLICIES, help="instead of the bundle's; needs --threshold")
+    parser.add_argument(
+        "--batch", type=_positive, default=1, metavar="N", help="samples at a time (default 1)"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, default=1, metavar="N", help="threads to use (default 1)"
+    )
+    parser.add_argument(
+        "--fit", action="store_true", help="resize pictures and convert their colours to fit the model"
+    )
+    parser.add_argument(
+        "--no-labels", action="store_true", help="do not look at labels, so do not report accuracy"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on standard output, nothing else"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="only the summary")
+    return parser
+
+
+class _Tally:
+    """What the summary needs of all batches, in memory that does not grow with them."""
+
+    def __init__(self, cascade: Cascade) -> None:
+        self._cascade = cascade
+        self._n = self._n_unsure = self._n_labelled = self._n_right = self._n_sure_right = 0
+        self._by_exit = np.zeros(len(cascade.exit_names), np.int64)
+        self._ms: deque[float] = deque(maxlen=_LATEST_TIMES)
+
+    def add(self, answers: Answers, labels: NDArray[np.int64] | None) -> None:
+        """Count a batch in."""
+        self._n += len(answers)
+        self._n_unsure += int(np.count_nonzero(answers.unsure))
+        self._by_exit += np.bincount(answers.exits, minlength=len(self._by_exit))
+        self._ms.extend(answers.ms.tolist())
+        if labels is not None:
+            right = answers.index == labels
+            self._n_labelled += len(labels)
+            self._n_right += int(np.count_nonzero(right))
+            self._n_sure_right += int(np.count_nonzero(right & ~answers.unsure))
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, times and, where labels are known, accuracies; for ``--json`` and for people."""
+        p50, p95 = np.percentile(list(self._ms), [50, 95]).tolist()
+        by_exit = zip(self._cascade.exit_names, self._by_exit.tolist(), strict=True)
+        summary: dict[str, Any] = {
+            "n_samples": self._n,
+            "answered_by": {name: n for name, n in by_exit if n},
+            "n_unsure": self._n_unsure,
+            "ms_p50": p50,
+            "ms_p95": p95,
+            "policies": [asdict(policy) for policy in self._cascade.policies],
+            "bundle": {"folder": str(self._cascade.bundle.folder), "digest": self._cascade.bundle.digest},
+        }
+        if self._n_labelled:
+            n_sure = self._n - self._n_unsure
+            summary["n_sure"] = n_sure
+            summary["accuracy"] = self._n_right / self._n_labelled
+            summary["accuracy_of_sure"] = self._n_sure_right / n_sure if n_sure else None
+        return summary
+
+
+def _line(name: str, answer: Answer, known: str | None) -> str:
+    remarks = [
+        word
+        for word, holds in (
+            ("unsure", answer.unsure),
+            ("fallback", answer.fallback),
+            (f"wrong: is {known}", known is not None and known != answer.label),
+        )
+        if holds
+    ]
+    line = f"{name:<24} {answer.label:<12} {answer.probability:6.1%}  {answer.exit:<12} {answer.ms:8.2f} ms"
+    return "  ".join([line, ", ".join(remarks)]).rstrip()
+
+
+def _summary_lines(summary: dict[str, Any], *, batch: int, threads: int) -> list[str]:
+    n = summary["n_samples"]
+    by_exit = ", ".join(
+        f"{count} by {name} ({count / n:.1%})" for name, count in summary["answered_by"].items()
+    )
+    policies = ", ".join(f"{p['kind']} {p['threshold']:.4g}" for p in summary["policies"])
+    lines = [
+        f"{n} samples: {by_exit}; {summary['n_unsure']} unsure ({summary['n_unsure'] / n:.1%}; {policies})",
+        f"time a sample: p50 {summary['ms_p50']:.2f} ms, p95 {summary['ms_p95']:.2f} ms (batch {batch}, threads {threads})",
+    ]
+    if "accuracy" in summary:
+        sure = summary["accuracy_of_sure"]
+        of_sure = f"; of the {summary['n_sure']} sure answers {sure:.1%}" if sure is not None else ""
+        lines.append(f"accuracy: {summary['accuracy']:.1%} of all {n}{of_sure}")
+    return lines
+
+
+def _sample_record(name: str, answer: Answer, known: str | None) -> dict[str, Any]:
+    record = {"name": name, **asdict(answer)}
+    return record if known is None else {**record, "known": known}
+
+
+def _infer(options: argparse.Namespace) -> None:
+    cascade = Cascade(
+        open_bundle(options.bundle),
+        policy=options.policy,
+        threshold=options.threshold,
+        threads=options.threads,
+    )
+    classes = cascade.class_names
+    tally = _Tally(cascade)
+    records: list[dict[str, Any]] = []
+    n_far = 0
+    for samples in read_batches(
+        options.source,
+        input_shape=cascade.input_shape,
+        class_names=None if options.no_labels else classes,
+        batch=options.batch,
+        fit=options.fit,
+    ):
+        answers = cascade.run(samples.x)
+        tally.add(answers, samples.labels)
+        n_far += n_far_outside(samples.x, *cascade.manifest.preprocessing.value_range)
+        for name, answer, known in zip(samples.names, answers, _known(samples, classes), strict=True):
+            if options.json:
+                records.append(_sample_record(name, answer, known))
+            elif not options.quiet:
+                _say(_line(name, answer, known))
+        if options.source == "-":
+            sys.stdout.flush()
+    summary = tally.summary()
+    if n_far:
+        low, high = cascade.manifest.preprocessing.value_range
+        _complain(
+            f"note: {n_far} samples hold values far outside {low:g} to {high:g}, the range this bundle was measured on: "
+            "are they scaled as the training data was?"
+        )
+    if options.json:
+        body = {"success": True, "samples": records, "summary": {**summary, "n_far_outside": n_far}}
+        _say(msgspec.json.encode(body).decode())
+    else:
+        _say("\n".join(_summary_lines(summary, batch=options.batch, threads=options.threads)))
+
+
+def _known(samples: Samples, classes: Sequence[str]) -> list[str | None]:
+    if samples.labels is None:
+        return [None] * len(samples.names)
+    return [classes[label] for label in samples.labels.tolist()]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _report(error: HseeError, *, as_json: bool) -> int:
+    if os.environ.get("HSEE_DEBUG") == "1":
+        traceback.print_exception(error)
+    if as_json:
+        told = {"code": error.code, "message": error.message, "hint": error.hint}
+        _say(msgspec.json.encode({"success": False, "error": told}).decode())
+    else:
+        _complain(f"error: {error.message}")
+        if error.hint:
+            _complain(f"fix: {error.hint}")
+    return error.exit_status
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``hsee infer``.
+
+    Args:
+        argv: without the program's name.
+    Returns: the exit status.
+    """
+    as_json = "--json" in argv
+    try:
+        _infer(_parser().parse_args(argv))
+        sys.stdout.flush()
+    except HseeError as exc:
+        return _report(exc, as_json=as_json)
+    except MemoryError as exc:
+        error = MachineError("There is not enough memory for this batch.", hint="Give a smaller --batch.")
+        error.__cause__ = exc
+        return _report(error, as_json=as_json)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has seen enough; what is still buffered must not fail at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

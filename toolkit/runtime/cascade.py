@@ -1,0 +1,266 @@
+"""The cascade: a sample goes on only while no exit is sure of it; what an exit answers costs nothing further."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.bundle.folder import Bundle
+from toolkit.bundle.manifest import Exit, Port
+from toolkit.errors import DataError, ExitPolicyError, HseeError, ShapeError
+from toolkit.runtime.exit_policy import ExitPolicy, Verdict
+from toolkit.runtime.preprocess import normalise
+from toolkit.runtime.samples import scale
+from toolkit.runtime.segment import OnnxSegment
+
+Offload = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32] | None]]
+"""Asks the coordinator: activations (M, ...) at the cut in, M times logits (K,) out; None where no answer came in time."""
+
+COORDINATOR = "coordinator"
+"""The exit name of an offloaded answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one sample.
+
+    Attributes:
+        label: the class's name.
+        index: its place in the class names.
+        probability: of this class, in [0, 1].
+        entropy: normalised, in [0, 1].
+        exit: who answered: an exit's name, or "coordinator".
+        unsure: no exit was sure, and nobody else was asked or answered.
+        offloaded: the coordinator was asked.
+        fallback: it was asked, did not answer in time, and the last exit's own answer stands here.
+        ms: its share of the time of each step it went through.
+    """
+
+    label: str
+    index: int
+    probability: float
+    entropy: float
+    exit: str
+    unsure: bool
+    offloaded: bool
+    fallback: bool
+    ms: float
+
+
+class Answers:
+    """The answers to a batch, in its order: a row of :class:`Answer` to walk over, or arrays.
+
+    Attributes:
+        index: (N,) places in ``class_names``.
+        probability: (N,) of this class.
+        entropy: (N,), normalised.
+        exits: (N,) places in ``exit_names``.
+        unsure: (N,), as are ``offloaded`` and ``fallback``: see :class:`Answer`.
+        ms: (N,) milliseconds.
+        class_names: of the bundle.
+        exit_names: the bundle's exits in order, then "coordinator".
+    """
+
+    def __init__(self, n: int, *, class_names: Sequence[str], exit_names: Sequence[str]) -> None:
+        self.class_names = class_names
+        self.exit_names = exit_names
+        self.index = np.zeros(n, np.int64)
+        self.probability = np.zeros(n, np.float32)
+        self.entropy = np.zeros(n, np.float32)
+        self.exits = np.zeros(n, np.int64)
+        self.unsure = np.zeros(n, np.bool_)
+        self.offloaded = np.zeros(n, np.bool_)
+        self.fallback = np.zeros(n, np.bool_)
+        self.ms = np.zeros(n, np.float64)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[Answer]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> Answer:
+        index = int(self.index[i])
+        return Answer(
+            label=self.class_names[index],
+            index=index,
+            probability=float(self.probability[i]),
+            entropy=float(self.entropy[i]),
+            exit=self.exit_names[self.exits[i]],
+            unsure=bool(self.unsure[i]),
+            offloaded=bool(self.offloaded[i]),
+            fallback=bool(self.fallback[i]),
+            ms=float(self.ms[i]),
+        )
+
+    def enter(self, rows: NDArray[np.int64], verdict: Verdict, exit_: int) -> None:
+        """Enter what an exit says of ``rows``, one row of its verdict each; a later exit's word replaces it."""
+        self.index[rows] = verdict.p.argmax(axis=1)
+        self.probability[rows] = verdict.p.max(axis=1)
+        self.entropy[rows] = verdict.entropy
+        self.exits[rows] = exit_
+        self.unsure[rows] = ~verdict.sure
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A segment, the outputs that are needed of it (logits first), and its exit's policy and place."""
+
+    segment: OnnxSegment
+    outputs: tuple[Port, ...]
+    policy: ExitPolicy | None
+    exit: int
+
+
+class Cascade:
+    """A bundle ready to answer.
+
+    Args:
+        bundle: opened, so checked.
+        offload: asks the coordinator about samples of which no exit is sure; None answers all here.
+        policy: instead of the bundle's; needs a threshold.
+        threshold: instead of the bundle's, for every exit.
+        threads: that compute one operator together.
+
+    Raises:
+        BundleError: a segment can't be loaded or is not what the manifest says.
+        ExitPolicyError: unknown policy, one without its threshold, or a threshold out of range.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        offload: Offload | None = None,
+        policy: str | None = None,
+        threshold: float | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.input_shape = self.manifest.input_shape
+        self.class_names = self.manifest.class_names
+        exits = [s.exit for s in self.manifest.segments if s.exit is not None]
+        self.exit_names = (*(e.name for e in exits), COORDINATOR)
+        self.policies = tuple(_policy(e, policy, threshold) for e in exits)
+        self._offload = offload
+        self._steps: list[_Step] = []
+        exit_ = -1
+        for record in self.manifest.segments:
+            is_last = record is self.manifest.segments[-1]
+            exit_ += record.exit is not None
+            logits = () if record.exit is None else (record.exit.logits,)
+            onward = (
+                () if record.activations is None or (is_last and offload is None) else (record.activations,)
+            )
+            self._steps.append(
+                _Step(
+                    OnnxSegment(
+                        bundle.read(record.file),
+                        record,
+                        where=str(bundle.folder / record.file),
+                        threads=threads,
+                    ),
+                    logits + onward,
+                    None if record.exit is None else self.policies[exit_],
+                    exit_,
+                )
+            )
+
+    def __call__(self, x: NDArray[Any]) -> Answers:
+        """Answer a batch; see :meth:`run`."""
+        return self.run(x)
+
+    def run(self, x: NDArray[Any]) -> Answers:
+        """Answer a batch: only samples of which no exit was sure reach a later segment or the coordinator.
+
+        Args:
+            x: (N, *input_shape) raw, float, or uint8 which is scaled to [0, 1]; or one such sample.
+
+        Raises:
+            ShapeError: x has another shape.
+            DataError: x has another type, or there is NaN or Inf in a sample or in what the model makes of it.
+            MachineError: ONNX Runtime failed.
+        """
+        raw = self._checked(x)
+        answers = Answers(len(raw), class_names=self.class_names, exit_names=self.exit_names)
+        started = time.perf_counter()
+        h = normalise(raw, self.manifest.preprocessing.mean, self.manifest.preprocessing.std)
+        left = np.arange(len(raw))
+        for step in self._steps:
+            if not left.size:
+                break
+            values = step.segment.run(h, *step.outputs)
+            if step.policy is not None:
+                verdict = step.policy.judge(values[0])
+                _check_finite(verdict, left)
+                answers.enter(left, verdict, step.exit)
+            now = time.perf_counter()
+            answers.ms[left] += (now - started) * 1000 / len(left)
+            started = now
+            # Without onward activations this is the last step, and nothing is left to do.
+            h = values[-1]
+            if step.policy is not None and len(step.outputs) > 1:
+                left, h = left[~verdict.sure], h[~verdict.sure]
+        if self._offload is not None and len(self._steps[-1].outputs) > 1 and left.size:
+            self._ask(self._offload, answers, left, h)
+        return answers
+
+    def _ask(
+        self, offload: Offload, answers: Answers, rows: NDArray[np.int64], h: NDArray[np.float32]
+    ) -> None:
+        started = time.perf_counter()
+        try:
+            replies = offload(h)
+        except HseeError:
+            replies = [None] * len(rows)  # the exit's own answers stand: no link trouble may cost an answer
+        final = ExitPolicy("entropy", 1.0)
+        for row, logits in zip(rows, replies, strict=True):
+            if logits is None or logits.shape != (len(self.class_names),) or not np.isfinite(logits).all():
+                answers.fallback[row] = True
+            else:
+                answers.enter(row[None], final.judge(logits[None]), len(self.exit_names) - 1)
+                answers.unsure[row] = False
+        answers.offloaded[rows] = True
+        answers.ms[rows] += (time.perf_counter() - started) * 1000 / len(rows)
+
+    def _checked(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        if x.shape == self.input_shape:
+            x = x[None]
+        if x.shape[1:] != self.input_shape:
+            raise ShapeError(
+                f"The model takes samples of shape {self.input_shape}, channels first; it was given {x.shape[1:]}.",
+                expected=self.input_shape,
+                got=x.shape[1:],
+            )
+        raw = scale(x, name="The batch")
+        if not np.isfinite(raw).all():
+            sample = int(np.flatnonzero(~np.isfinite(raw).reshape(len(raw), -1).all(axis=1))[0])
+            raise DataError(f"Sample {sample} of the batch holds NaN or Inf.", sample=sample)
+        return raw
+
+
+def _policy(exit_: Exit, kind: str | None, threshold: float | None) -> ExitPolicy:
+    own = exit_.policy
+    if kind is not None and kind != own.kind and threshold is None:
+        raise ExitPolicyError(
+            f"The bundle's threshold {own.threshold:.4g} is for policy {own.kind!r}, not for {kind!r}.",
+            hint="Give a threshold together with the policy.",
+        )
+    return ExitPolicy(kind or own.kind, own.threshold if threshold is None else threshold, own.temperature)
+
+
+def _check_finite(verdict: Verdict, rows: NDArray[np.int64]) -> None:
+    finite = np.isfinite(verdict.entropy)
+    if not finite.all():
+        sample = int(rows[~finite][0])
+        raise DataError(
+            f"The model's logits for sample {sample} of the batch are not finite.",
+            hint="Its values lie too far from those that the model was trained on.",
+            sample=sample,
+        )

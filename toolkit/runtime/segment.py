@@ -1,0 +1,107 @@
+"""One ONNX file of a bundle, ready to run: stages in a row and the exit behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from toolkit.bundle.manifest import Port, Segment
+from toolkit.errors import BundleError, MachineError, ShapeError
+
+# ONNX Runtime's exceptions have no common base but Exception.
+_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
+)
+_ONLY_FATAL = 4
+
+
+class OnnxSegment:
+    """A segment with its session.
+
+    Args:
+        content: of the ONNX file.
+        record: what the manifest says of it.
+        where: what messages call it.
+        threads: that compute one operator together.
+    Raises: BundleError: ONNX Runtime can't load the file, or its inputs and outputs are not those of the manifest.
+    """
+
+    def __init__(self, content: bytes, record: Segment, *, where: str, threads: int = 1) -> None:
+        self.record = record
+        self._where = where
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = (
+            _ONLY_FATAL  # what goes wrong is raised; a second copy on stderr helps nobody
+        )
+        try:
+            self._session = ort.InferenceSession(
+                content, sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except _ORT_ERRORS as exc:
+            raise BundleError(
+                f"ONNX Runtime {ort.__version__} can't load {where}: {exc}.",
+                hint="If it was exported with a newer opset, upgrade onnxruntime; otherwise export it again.",
+                file=record.file,
+            ) from exc
+        outputs = [record.exit.logits] if record.exit is not None else []
+        outputs += [record.activations] if record.activations is not None else []
+        self._check(self._session.get_inputs(), [record.input], "input")
+        self._check(self._session.get_outputs(), outputs, "output")
+
+    def run(self, x: NDArray[np.float32], *outputs: Port) -> list[NDArray[np.float32]]:
+        """Compute a batch.
+
+        Args:
+            x: (B, *shape of the segment's input), contiguous.
+            outputs: those wanted, of this segment.
+        Returns: an array (B, *shape) an output, in the order asked for.
+
+        Raises:
+            ShapeError: x has another shape or type.
+            MachineError: ONNX Runtime failed, for want of memory as a rule.
+        """
+        if x.shape[1:] != self.record.input.shape or x.dtype != np.float32:
+            raise ShapeError(
+                f"{self._where} takes float32 of shape (B, {', '.join(map(str, self.record.input.shape))}); "
+                f"it was given {x.dtype} of shape {x.shape}.",
+                expected=self.record.input.shape,
+                got=x.shape[1:],
+            )
+        try:
+            values: list[NDArray[np.float32]] = self._session.run(
+                [port.name for port in outputs], {self.record.input.name: x}
+            )
+        except _ORT_ERRORS as exc:
+            raise MachineError(
+                f"{self._where} failed on a batch of {len(x)}: {exc}.", hint="Try a smaller batch."
+            ) from exc
+        return values
+
+    def _check(self, found: list[Any], promised: list[Port], what: str) -> None:
+        ports = {port.name: port for port in found}
+        for port in promised:
+            got = ports.pop(port.name, None)
+            if got is None:
+                raise self._unlike(f"it has no {what} {port.name!r}, only {', '.join(p.name for p in found)}")
+            if got.type != "tensor(float)":
+                raise self._unlike(f"{what} {port.name!r} is {got.type}, not tensor(float)")
+            batch, *shape = got.shape or [None]
+            if isinstance(batch, int) or tuple(shape) != port.shape:
+                raise self._unlike(
+                    f"{what} {port.name!r} has shape {got.shape}, not a free batch axis and then {list(port.shape)}"
+                )
+        if what == "input" and ports:
+            raise self._unlike(f"it wants further inputs: {', '.join(ports)}")
+
+    def _unlike(self, how: str) -> BundleError:
+        return BundleError(
+            f"{self._where} is not what its manifest says: {how}.",
+            hint="Files of two bundles were mixed: export or copy the bundle again.",
+            file=self.record.file,
+        )
