@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.tiny_bundles import write_tiny_bundle
 from toolkit.runtime.__main__ import main
 
+ROOT = Path(__file__).parents[2]
 X = np.asarray([[9, 0, 0], [0, 0.1, 0], [0, 0, 9], [0, 0, 9]], np.float32)
 Y = np.asarray([0, 0, 2, 2])
 
@@ -34,7 +36,7 @@ def infer(*arguments, code="", stdin=None, **environment):
         input=stdin,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd(), **environment},  # noqa: PTH109
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         timeout=60,
         check=False,
     )
@@ -158,7 +160,7 @@ def test_a_reader_that_leaves_early_is_no_error(bundle, tmp_path):
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},  # noqa: PTH109
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     with process:
         assert process.stdout.readline()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -92,7 +93,11 @@ def test_it_dies_with_its_owner_however_that_dies(tmp_path):
         pid = int(owner.stdout.readline())
         assert not is_gone(pid)
         owner.kill()
-        wait_until(lambda: is_gone(pid), "the orphan is gone")
+        try:
+            wait_until(lambda: is_gone(pid), "the orphan is gone")
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_run_by_hand_it_stops_on_ctrl_c(tmp_path):
@@ -145,9 +150,13 @@ def test_a_login_costs_the_event_loop_less_than_a_millisecond(tmp_path):
     password = generate_password()
     write_accounts(tmp_path / "accounts", {"dev1": password})
     hashed = (tmp_path / "accounts").read_text().strip().removeprefix("dev1:")
-    start_s = time.perf_counter()
-    assert all(Argon2Hasher().verify(password, hashed) for _ in range(20))
-    assert (time.perf_counter() - start_s) / 20 < 0.003
+    costs_s = []
+    for _ in range(20):
+        start_s = time.perf_counter()
+        assert Argon2Hasher().verify(password, hashed)
+        costs_s.append(time.perf_counter() - start_s)
+    # The best of many: the others measure what else the machine does.
+    assert min(costs_s) < 0.001
     assert not Argon2Hasher().verify(generate_password(), hashed)
 
 

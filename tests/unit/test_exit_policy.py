@@ -89,11 +89,12 @@ def test_the_chosen_threshold_halves_the_errors_and_no_larger_one_does():
 
 def test_equal_entropies_leave_together():
     entropy = np.repeat(np.asarray([0.1, 0.3], np.float32), 100)
-    right = np.arange(200) >= 20
-    right[100:140] = False
-    threshold, _ = choose_threshold(entropy, right)
-    # 20 % wrong at 0.1, 30 % of all: no cut inside the first hundred may be taken, though it would fit.
+    right = np.ones(200, np.bool_)
+    right[80:140] = False
+    # 20 % are wrong at 0.1 and 30 % of all: the first eighty would fit, but can't be told from the next twenty.
+    threshold, origin = choose_threshold(entropy, right)
     assert threshold == DEFAULT_THRESHOLD
+    assert origin.startswith("default")
 
 
 def test_too_few_samples_give_the_default_and_say_so():

@@ -19,7 +19,7 @@ from toolkit.wire.job import ModelSpec
 FAST_SERVER = ServerInput(flop_per_s=1e15)
 
 
-def board(  # noqa: PLR0913 - each a knob of a test
+def board(
     name: str = "board",
     *,
     step_ms: tuple[float, ...] = (2.0, 4.0, 8.0),
@@ -49,15 +49,15 @@ def board(  # noqa: PLR0913 - each a knob of a test
         name=name,
         provenance=Provenance(kind="measured", date=dt.date(2026, 1, 2), machine="a machine"),
         board=Board(cpu="a processor", architecture="aarch64", n_cores=4, memory_bytes=memory_mb * 2**20),
-        link=up_bytes_per_s
-        and Link(
+        link=None
+        if up_bytes_per_s is None
+        else Link(
             name="wire",
             provenance="measured",
             up_bytes_per_s=up_bytes_per_s,
             down_bytes_per_s=1e9,
             rtt_ms=1.0,
-        )
-        or None,
+        ),
         model=ModelSpec(name="net", input_shape=[1, 8, 8], n_classes=n_classes),
         training=Training(batch_size=32, exit_head="pooled", threads=1),
         cuts=rows,

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -73,7 +73,7 @@ def step_times_ms(step: Callable[[int], object], pace: Pace) -> list[float]:
     return times
 
 
-def forward_flop(module: nn.Module, shape: tuple[int, ...]) -> int:
+def forward_flop(module: nn.Module, shape: Sequence[int]) -> int:
     """FLOP (2 x MAC) of a forward pass of one sample.
 
     Args:
@@ -88,8 +88,9 @@ def forward_flop(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What holds of a cut on every machine."""
+    """What holds of a cut on every machine; ``shape`` is that of one sample's activations."""
 
+    cut: str
     shape: tuple[int, ...]
     flop: int
     suffix_flop: int
@@ -98,6 +99,8 @@ class Facts:
 
 def describe(request: Request, cut: str) -> Facts:
     """Count what a cut costs in FLOP, parameters and activations.
+
+    Counting loads torch's compiler, 80 MB. That is no part of training, but torch's optimizers load it too.
 
     Raises: ModelError, CutError: the request names a model, cut or head that does not exist.
     """
@@ -108,16 +111,17 @@ def describe(request: Request, cut: str) -> Facts:
     head = build_exit_head(
         request.exit_head, activation_shape=shape, n_classes=model.n_classes, cut=cut, seed=SEED
     )
-    device_side = nn.Sequential(segment, head)
+    device = nn.Sequential(segment, head)
     return Facts(
+        cut=cut,
         shape=shape,
-        flop=forward_flop(device_side, tuple(model.input_shape)),
+        flop=forward_flop(device, model.input_shape),
         suffix_flop=forward_flop(take_suffix(network, cut), shape),
-        n_parameters=sum(p.numel() for p in device_side.parameters()),
+        n_parameters=sum(p.numel() for p in device.parameters()),
     )
 
 
-def make_step(request: Request, cut: str, facts: Facts) -> Callable[[int], object]:
+def make_step(request: Request, facts: Facts) -> Callable[[int], object]:
     """Build the training step of one side of a cut, on random data."""
     model = request.model
     generator = torch.Generator().manual_seed(SEED)
@@ -126,23 +130,23 @@ def make_step(request: Request, cut: str, facts: Facts) -> Callable[[int], objec
     if request.side == "device":
         x = torch.randn(request.batch_size, *model.input_shape, generator=generator)
         device = build_device_model(
-            model, cut=cut, exit_head=request.exit_head, optimizer=optimizer, seed=SEED
+            model, cut=facts.cut, exit_head=request.exit_head, optimizer=optimizer, seed=SEED
         )
         return lambda index: device_step(device, x, y, seed=index)
     h = torch.randn(request.batch_size, *facts.shape, generator=generator)
-    suffix = take_suffix(build_network(model, seed=SEED), cut)
+    suffix = take_suffix(build_network(model, seed=SEED), facts.cut)
     sgd = make_optimizer(suffix, optimizer)
     return lambda index: server_step(suffix, sgd, h, y, seed=index)
 
 
-def measure_cut(request: Request, cut: str, facts: Facts, *, factor: float) -> CutRow:
+def measure_cut(request: Request, facts: Facts, *, factor: float) -> CutRow:
     """Measure one row; times are multiplied by ``factor``."""
     reset_peak()
-    times = step_times_ms(make_step(request, cut, facts), QUICK if request.quick else THOROUGH)
+    times = step_times_ms(make_step(request, facts), QUICK if request.quick else THOROUGH)
     scaled = np.asarray(times) * factor
     p50, p95 = np.percentile(scaled, [50, 95])
     return CutRow(
-        cut=cut,
+        cut=facts.cut,
         step_ms_mean=round(float(scaled.mean()), 4),
         step_ms_p50=round(float(p50), 4),
         step_ms_p95=round(float(p95), 4),
@@ -162,23 +166,22 @@ def answer(request: Request, say: Callable[[Answer], None]) -> None:
     """
     torch.set_num_threads(request.threads)
     cuts = cut_layers(build_network(request.model, seed=SEED))
-    wanted = cuts[request.first :][: request.n_cuts or None]
     software = {
         "hsee": toolkit.__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
     say(Ready(cuts=cuts, software=software))
-    # Counted before the limits hold: it is no part of training, and slow where the CPU is scarce.
-    facts = {cut: describe(request, cut) for cut in wanted}
+    # Before the limits hold: counting is no part of training, and slow where the CPU is scarce.
+    described = [describe(request, cut) for cut in cuts[request.first :][: request.n_cuts or None]]
     factor = 1.0
     if request.limits is not None:
         mechanism = enter_limits(request.limits)
         say(Limited(mechanism=mechanism))
         if mechanism == "factor":
             factor = slowdown(request.limits, threads=request.threads)
-    for cut in wanted:
-        say(Measured(row=measure_cut(request, cut, facts[cut], factor=factor)))
+    for facts in described:
+        say(Measured(row=measure_cut(request, facts, factor=factor)))
 
 
 def main() -> int:

@@ -126,10 +126,11 @@ def _enter(settings: dict[Path, dict[str, int | str]]) -> bool:
 
 
 def _leave(group: Path) -> None:
-    # Refused where a child still runs in the group, or the system has changed it: swept at the next use.
     with contextlib.suppress(OSError):
         if str(os.getpid()) in (group / "cgroup.procs").read_text().split():
             (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+    # Refused where a child still runs in the group, or we could not leave: it is swept at the next use.
+    with contextlib.suppress(OSError):
         group.rmdir()
 
 

@@ -145,7 +145,7 @@ def _summary_lines(summary: dict[str, Any], *, batch: int, threads: int) -> list
     )
     policies = ", ".join(f"{p['kind']} {p['threshold']:.4g}" for p in summary["policies"])
     lines = [
-        f"{n} samples: {by_exit}; {summary['n_unsure']} unsure ({summary['n_unsure'] / n:.1%}; {policies})",
+        f"{n} {'sample' if n == 1 else 'samples'}: {by_exit}; {summary['n_unsure']} unsure ({summary['n_unsure'] / n:.1%}; {policies})",
         f"time a sample: p50 {summary['ms_p50']:.2f} ms, p95 {summary['ms_p95']:.2f} ms (batch {batch}, threads {threads})",
     ]
     if "accuracy" in summary:

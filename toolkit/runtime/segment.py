@@ -36,9 +36,7 @@ class OnnxSegment:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = (
-            _ONLY_FATAL  # what goes wrong is raised; a second copy on stderr helps nobody
-        )
+        options.log_severity_level = _ONLY_FATAL  # failures are raised: no second copy on stderr
         try:
             self._session = ort.InferenceSession(
                 content, sess_options=options, providers=["CPUExecutionProvider"]
