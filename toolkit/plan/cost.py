@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from toolkit.errors import PlanError, did_you_mean
 from toolkit.profile.schema import CutRow, Link, Profile
+from toolkit.wire.job import Name
 from toolkit.wire.limits import CHUNK_OVERHEAD_BYTES, DEFAULT_CHUNK_BYTES
 
 ACTIVATION_BYTES = {"float32": 4, "float16": 2, "int8": 1}
@@ -40,6 +43,14 @@ class DeviceInput:
     codec: str = "float32"
 
     def __post_init__(self) -> None:
+        try:
+            msgspec.convert(self.name, Name)
+        except msgspec.ValidationError as exc:
+            raise PlanError(
+                f"{self.name!r} can't be a device's name.",
+                hint="Letters, digits, '.', '_' and '-', at most 64.",
+                device=self.name,
+            ) from exc
         if self.n_batches < 1:
             raise PlanError(
                 f"Device {self.name!r} owes {self.n_batches} batches a round; it needs at least 1.",
