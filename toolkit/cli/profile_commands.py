@@ -87,7 +87,7 @@ def profile(  # noqa: PLR0913 - a command's options
         )
     except MeasureInterruptedError as exc:
         write_profile(path, exc.profile)
-        typer.echo(f"Stopped. {len(exc.profile.cuts)} cuts are in {path}, marked partial.", err=True)
+        typer.echo(f"Stopped. What was measured is in {path}, marked partial.", err=True)
         raise
     write_profile(path, made)
     if json:
