@@ -13,7 +13,8 @@ from coordinator.aggregate import CrossLayerMean
 from toolkit.errors import TrainingError
 from toolkit.nn.cut import depth_of, take_suffix
 from toolkit.nn.seeds import derive_seed
-from toolkit.nn.steps import lr_at, make_optimizer, server_eval, server_step, set_lr
+from toolkit.nn.sgd import Sgd
+from toolkit.nn.steps import lr_at, make_optimizer, server_eval, server_step
 from toolkit.nn.weights import load_training_state, training_state
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
@@ -28,7 +29,7 @@ class Copy:
     """A device's own suffix and its optimizer, for one round."""
 
     suffix: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Sgd
 
 
 class ServerModel:
@@ -82,7 +83,7 @@ class ServerModel:
             suffix, optimizer = held.suffix, held.optimizer
         else:
             suffix, optimizer = self._suffixes[self._cuts[device]], self._optimizer
-        set_lr(optimizer, lr_at(self._optimizer_spec, round_=round_, rounds=self._rounds))
+        optimizer.lr = lr_at(self._optimizer_spec, round_=round_, rounds=self._rounds)
         h, y = self._tensors(batch)
         loss = server_step(
             suffix, optimizer, h, y, seed=derive_seed(self._seed, "server", round_, device, seq)

@@ -23,7 +23,6 @@ from toolkit.nn.steps import (
     device_remake,
     device_step,
     lr_at,
-    set_lr,
 )
 from toolkit.nn.weights import load_training_state, training_state
 from toolkit.runtime.preprocess import normalise
@@ -107,7 +106,7 @@ class Trainer:
         """
         seq = self.seq + 1
         x, y, seed = self._batch(seq)
-        set_lr(self._model.optimizer, lr_at(self._job.optimizer, round_=self.round, rounds=self._job.rounds))
+        self._model.optimizer.lr = lr_at(self._job.optimizer, round_=self.round, rounds=self._job.rounds)
         forward = device_step(self._model, x, y, seed=seed)
         if not math.isfinite(forward.loss):
             raise TrainingError(

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from toolkit.nn.cut import activation_shape, take_segment
 from toolkit.nn.exit_head import build_exit_head
 from toolkit.nn.seeds import seeded
+from toolkit.nn.sgd import Sgd
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
 
@@ -31,7 +32,7 @@ class DeviceModel:
 
     segment: nn.Module
     exit_head: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Sgd
     activation_shape: tuple[int, ...]
 
     @property
@@ -55,11 +56,9 @@ class Forward:
     n_correct: int
 
 
-def make_optimizer(module: nn.Module, spec: OptimizerSpec) -> torch.optim.SGD:
+def make_optimizer(module: nn.Module, spec: OptimizerSpec) -> Sgd:
     """SGD over all parameters of a module. A parameter with no gradient is not moved, decayed, nor its momentum."""
-    return torch.optim.SGD(
-        module.parameters(), lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, foreach=False
-    )
+    return Sgd(module.parameters(), lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
 
 def lr_at(spec: OptimizerSpec, *, round_: int, rounds: int) -> float:
@@ -67,12 +66,6 @@ def lr_at(spec: OptimizerSpec, *, round_: int, rounds: int) -> float:
     if spec.schedule == "constant":
         return spec.lr
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (round_ - 1) / rounds))
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def build_device_model(
@@ -111,7 +104,7 @@ def device_step(model: DeviceModel, x: torch.Tensor, y: torch.Tensor, *, seed: i
         h = model.segment(x)
         logits = model.exit_head(h)
     loss = cross_entropy(logits, y)
-    model.optimizer.zero_grad(set_to_none=True)
+    model.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     model.optimizer.step()
     return Forward(h.detach(), loss.item(), _n_correct(logits, y))
@@ -141,9 +134,7 @@ def device_eval(model: DeviceModel, x: torch.Tensor, y: torch.Tensor) -> Forward
     return Forward(h, cross_entropy(logits, y).item(), _n_correct(logits, y))
 
 
-def server_step(
-    suffix: nn.Module, optimizer: torch.optim.Optimizer, h: torch.Tensor, y: torch.Tensor, *, seed: int
-) -> float:
+def server_step(suffix: nn.Module, optimizer: Sgd, h: torch.Tensor, y: torch.Tensor, *, seed: int) -> float:
     """Train the layers after a cut on one delivered batch; layers before it keep no gradient and do not move.
 
     Args:
@@ -157,7 +148,7 @@ def server_step(
     suffix.train()
     with seeded(seed):
         loss = cross_entropy(suffix(h), y)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.item()

@@ -13,6 +13,7 @@ from safetensors.torch import save as save_bytes
 from torch import nn
 
 from toolkit.errors import CheckpointError
+from toolkit.nn.sgd import Sgd
 
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 """A header longer than any network of ours needs; checked before the library reads it."""
@@ -56,19 +57,17 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def training_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def training_state(module: nn.Module, optimizer: Sgd) -> dict[str, torch.Tensor]:
     """Parameters, buffers and momentum of a module by name; momentum under ``momentum/<parameter>``."""
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     for name, parameter in module.named_parameters():
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        momentum = optimizer.momentum_buffers.get(parameter)
         if momentum is not None:
             state[f"momentum/{name}"] = momentum
     return state
 
 
-def load_training_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]
-) -> None:
+def load_training_state(module: nn.Module, optimizer: Sgd, state: Mapping[str, torch.Tensor]) -> None:
     """Put back what :func:`training_state` took; parameters without saved momentum start it anew.
 
     Raises: CheckpointError: the state is of another network.
@@ -79,7 +78,6 @@ def load_training_state(
     except RuntimeError as exc:
         raise CheckpointError(f"The saved weights are of another network: {exc}") from exc
     for name, parameter in module.named_parameters():
-        momentum = state.get(f"momentum/{name}")
-        optimizer.state[parameter] = (
-            {} if momentum is None else {"momentum_buffer": momentum.detach().clone().to(parameter.device)}
-        )
+        optimizer.momentum_buffers.pop(parameter, None)
+        if (momentum := state.get(f"momentum/{name}")) is not None:
+            optimizer.momentum_buffers[parameter] = momentum.detach().clone().to(parameter.device)
