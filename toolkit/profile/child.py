@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import toolkit
-from toolkit.errors import HseeError
+from toolkit.errors import HseeError, MachineError
 from toolkit.nn.cut import activation_shape, cut_layers, take_segment, take_suffix
 from toolkit.nn.exit_head import build_exit_head
 from toolkit.nn.steps import build_device_model, device_step, make_optimizer, server_step
@@ -97,28 +97,57 @@ class Facts:
     n_parameters: int
 
 
-def describe(request: Request, cut: str) -> Facts:
-    """Count what a cut costs in FLOP, parameters and activations.
-
-    Counting loads torch's compiler, 80 MB. That is no part of training, but torch's optimizers load it too.
+def describe(request: Request, cuts: Sequence[str]) -> list[Facts]:
+    """Count what each cut costs in FLOP, parameters and activations.
 
     Raises: ModelError, CutError: the request names a model, cut or head that does not exist.
     """
     model = request.model
-    network = build_network(model, seed=SEED)
-    segment = take_segment(network, cut)
-    shape = activation_shape(segment, model.input_shape)
-    head = build_exit_head(
-        request.exit_head, activation_shape=shape, n_classes=model.n_classes, cut=cut, seed=SEED
-    )
-    device = nn.Sequential(segment, head)
-    return Facts(
-        cut=cut,
-        shape=shape,
-        flop=forward_flop(device, model.input_shape),
-        suffix_flop=forward_flop(take_suffix(network, cut), shape),
-        n_parameters=sum(p.numel() for p in device.parameters()),
-    )
+    sides: list[tuple[nn.Module, Sequence[int]]] = []
+    shapes, n_parameters = [], []
+    for cut in cuts:
+        network = build_network(model, seed=SEED)
+        segment = take_segment(network, cut)
+        shape = activation_shape(segment, model.input_shape)
+        head = build_exit_head(
+            request.exit_head, activation_shape=shape, n_classes=model.n_classes, cut=cut, seed=SEED
+        )
+        device = nn.Sequential(segment, head)
+        sides += [(device, model.input_shape), (take_suffix(network, cut), shape)]
+        shapes.append(shape)
+        n_parameters.append(sum(p.numel() for p in device.parameters()))
+    flop = forward_flop_apart(sides)
+    return [
+        Facts(cut, shape, flop=device_flop, suffix_flop=suffix_flop, n_parameters=n)
+        for cut, shape, n, device_flop, suffix_flop in zip(
+            cuts, shapes, n_parameters, flop[::2], flop[1::2], strict=True
+        )
+    ]
+
+
+def forward_flop_apart(modules: Sequence[tuple[nn.Module, Sequence[int]]]) -> list[int]:
+    """Count each module's forward FLOP on one sample, in a fork of this process.
+
+    Counting loads torch's compiler, 80 MB that training never takes and its measured memory must not hold.
+
+    Raises: MachineError: the fork died.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.write(writing, msgspec.json.encode([forward_flop(module, shape) for module, shape in modules]))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        content = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise MachineError(f"Counting the model's FLOP failed with status {status}.")
+    return msgspec.json.decode(content, type=list[int])
 
 
 def make_step(request: Request, facts: Facts) -> Callable[[int], object]:
@@ -172,8 +201,8 @@ def answer(request: Request, say: Callable[[Answer], None]) -> None:
         "python": platform.python_version(),
     }
     say(Ready(cuts=cuts, software=software))
-    # Before the limits hold: counting is no part of training, and slow where the CPU is scarce.
-    described = [describe(request, cut) for cut in cuts[request.first :][: request.n_cuts or None]]
+    # Before the limits hold, because it is slow where the CPU is scarce.
+    described = describe(request, cuts[request.first :][: request.n_cuts or None])
     factor = 1.0
     if request.limits is not None:
         mechanism = enter_limits(request.limits)
