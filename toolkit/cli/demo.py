@@ -21,7 +21,7 @@ from toolkit.errors import RunError, require
 if TYPE_CHECKING:
     from toolkit.cli.children import Children
 
-MODEL, INPUT, CLASSES, EXIT_HEAD = "resnet_small", "1x8x8", "10", "conv"
+MODEL, INPUT, CLASSES = "resnet_small", "1x8x8", "10"
 PARTITION = "dirichlet:0.5"
 
 
@@ -147,27 +147,8 @@ class Scene:
         self._tell.chapter(1, "hsee profile: each board is measured under its own limits (emulated)")
         (self._folder / "profiles").mkdir()
         for board in BOARDS:
-            words = [
-                "profile",
-                "--model",
-                MODEL,
-                "--input",
-                INPUT,
-                "--classes",
-                CLASSES,
-                "--exit-head",
-                EXIT_HEAD,
-            ]
-            words += [
-                "--quick",
-                "--json",
-                "--emulate",
-                board.limits,
-                "--link",
-                "ethernet",
-                "--name",
-                board.name,
-            ]
+            words = f"profile --model {MODEL} --input {INPUT} --classes {CLASSES} --quick --json".split()
+            words += f"--emulate {board.limits} --link ethernet --name {board.name}".split()
             self._children.run([*words, "-o", str(self._profile(board))])
             rows = self._step_times(board)
             self._tell.say(f"  {board.name}: {board.cpu_percent} % of one core, {board.memory_mb} MB: {rows}")
@@ -186,10 +167,11 @@ class Scene:
             agents = {
                 board: self._start_agent(board, address, passwords[board.name], seed) for board in BOARDS
             }
-            words = ["coordinator", "start", "--broker", address, "--fleet", "demo", "--run", self._run]
-            words += ["--home", str(self._folder.parent), "--devices", str(len(BOARDS)), "--model", MODEL]
-            words += ["--strategy", strategy, "--rounds", str(rounds), "--seed", str(seed)]
-            words += ["--set", f"run.exit_head={EXIT_HEAD}"]
+            words = (
+                f"coordinator start --broker {address} --fleet demo --run {self._run} --model {MODEL}".split()
+            )
+            words += f"--devices {len(BOARDS)} --strategy {strategy} --rounds {rounds} --seed {seed}".split()
+            words += ["--home", str(self._folder.parent)]
             coordinator = self._children.start(
                 words,
                 env=_login(passwords[self._coordinator]),
@@ -225,10 +207,12 @@ class Scene:
 
     def _start_agent(self, board: Board, address: str, password: str, seed: int) -> subprocess.Popen[bytes]:
         self._device(board).mkdir(parents=True)
-        words = ["agent", "start", "--broker", address, "--fleet", "demo", "--id", board.name]
-        words += ["--home", str(self._folder.parent), "--data", "digits", "--partition", PARTITION]
-        words += ["--part", f"{BOARDS.index(board) + 1}/{len(BOARDS)}", "--data-seed", str(seed)]
-        words += ["--emulate", board.limits, "--profile", str(self._profile(board))]
+        part = f"{BOARDS.index(board) + 1}/{len(BOARDS)}"
+        words = (
+            f"agent start --broker {address} --fleet demo --id {board.name} --emulate {board.limits}".split()
+        )
+        words += f"--data digits --partition {PARTITION} --part {part} --data-seed {seed}".split()
+        words += ["--home", str(self._folder.parent), "--profile", str(self._profile(board))]
         return self._children.start(words, env=_login(password), log=self._device(board) / "agent.log")
 
     def _wait(

@@ -31,7 +31,7 @@ def profile(  # noqa: PLR0913 - a command's options
     input_shape: Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of a sample: 1x8x8.")],
     classes: Annotated[int, typer.Option(min=2, help="Number of classes.")],
     batch: Annotated[int, typer.Option(min=2, max=65_536, help="Samples a step.")] = 32,
-    exit_head: Annotated[str, typer.Option(help="Exit head: pooled or conv.")] = "pooled",
+    exit_head: Annotated[str, typer.Option(help="Exit head: auto, conv or pooled.")] = "auto",
     option: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Option of the model, as width=32; may be given again."),

@@ -55,9 +55,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = "sequential"
     rounds: Annotated[int, Meta(ge=1, le=2**31, description="rounds to train")] = 10
     devices: Annotated[int, Meta(ge=1, le=100_000, description="devices to wait for")] = 1
-    wait_s: Annotated[
-        float, Meta(gt=0, description="seconds to wait for them before going on with those there")
-    ] = 120.0
+    wait_s: Annotated[float, Meta(gt=0, description="seconds to wait for them; then the run gives up")] = (
+        120.0
+    )
     round_deadline_s: Annotated[float, Meta(gt=0, description="seconds after which a round closes")] = 300.0
     batch_size: Annotated[int, Meta(ge=2, le=65_536, description="samples in a batch")] = 32
     round_steps: Annotated[
@@ -71,16 +71,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     weight_decay: Annotated[float, Meta(ge=0, description="of SGD")] = 5e-4
     seed: Annotated[int, _SEED, Meta(description="all randomness of the run comes from it")] = 0
     codec: Annotated[
-        Literal["float32", "float16", "int8"],
-        Meta(description="how activations travel: bytes against precision"),
+        Literal["float32", "float16", "int8", "float32+zstd", "float16+zstd", "int8+zstd"],
+        Meta(description="how activations travel: bytes against precision and CPU time"),
     ] = "float32"
     eval_samples: Annotated[
         int, Meta(ge=0, description="most held-out samples a device sends as activations at a round's end")
     ] = 256
     threads: Annotated[int, Meta(ge=1, le=4096, description="threads that each process computes with")] = 1
-    exit_head: Annotated[str, Meta(min_length=1, max_length=64, description="kind of the early exits")] = (
-        "pooled"
-    )
+    exit_head: Annotated[
+        str, Meta(min_length=1, max_length=64, description="early exits: auto, conv or pooled")
+    ] = "auto"
     classes: Annotated[
         list[str], Meta(description="ordered class list; empty for the union of what the devices have")
     ] = []

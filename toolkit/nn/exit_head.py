@@ -33,7 +33,16 @@ def conv(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
     )
 
 
-EXIT_HEADS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {"conv": conv, "pooled": pooled}
+def auto(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
+    """``conv`` on activations of pictures, ``pooled`` on all others."""
+    return (conv if len(activation_shape) == 3 else pooled)(activation_shape, n_classes)  # noqa: PLR2004 - C, H, W
+
+
+EXIT_HEADS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+    "auto": auto,
+    "conv": conv,
+    "pooled": pooled,
+}
 
 
 def build_exit_head(
@@ -42,7 +51,7 @@ def build_exit_head(
     """Build an exit head with the weights that (seed, cut) give it: equal on all devices of one cut.
 
     Args:
-        kind: "pooled" or "conv".
+        kind: "auto", "conv" or "pooled".
         activation_shape: of one sample at the cut.
         n_classes: K.
         cut: the cut layer it stands at.

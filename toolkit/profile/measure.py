@@ -129,7 +129,7 @@ def measure(
     model: ModelSpec,
     *,
     batch_size: int,
-    exit_head: str = "pooled",
+    exit_head: str = "auto",
     limits: Limits | None = None,
     quick: bool = False,
     threads: int = 1,
@@ -199,7 +199,7 @@ def measure(
 
 
 def measure_server(
-    model: ModelSpec, *, batch_size: int, exit_head: str = "pooled", threads: int = 1, quick: bool = True
+    model: ModelSpec, *, batch_size: int, exit_head: str = "auto", threads: int = 1, quick: bool = True
 ) -> dict[str, float]:
     """Measure the coordinator's training step for each cut: the layers after it, on this machine's CPU.
 
