@@ -24,10 +24,10 @@ def split(payload: frames.Buffer, *, payload_id: bytes, chunk_bytes: int) -> Ite
     """
     view = memoryview(payload)
     n_chunks = -(-len(view) // chunk_bytes)
-    size = _chunk_size(len(view), n_chunks)
     for index in range(n_chunks):
         header = Chunk(payload_id=payload_id, index=index, n_chunks=n_chunks, total_bytes=len(view))
-        yield frames.encode(header, [view[index * size : (index + 1) * size]])
+        start = index * header.chunk_bytes
+        yield frames.encode(header, [view[start : start + header.chunk_bytes]])
 
 
 class Assembler:
@@ -43,8 +43,7 @@ class Assembler:
         Returns: the whole payload once its last piece is here, else None.
         Raises: RemoteProtocolError: the chunk contradicts itself or earlier ones of its payload.
         """
-        size = _chunk_size(chunk.total_bytes, chunk.n_chunks)
-        expected = min(size, chunk.total_bytes - chunk.index * size)
+        expected = min(chunk.chunk_bytes, chunk.total_bytes - chunk.index * chunk.chunk_bytes)
         # PROTOCOL.md 4: "A receiver MUST refuse a chunk whose length does not follow from its header."
         if len(body) != expected:
             raise RemoteProtocolError(
@@ -61,7 +60,3 @@ class Assembler:
             self._open.popitem(last=False)
             self.n_abandoned += 1
         return None
-
-
-def _chunk_size(total_bytes: int, n_chunks: int) -> int:
-    return -(-total_bytes // n_chunks)

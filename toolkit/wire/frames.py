@@ -3,7 +3,7 @@
 offset  size  content
 0       4     magic, the bytes ``HSEE``
 4       1     protocol version
-5       3     zero
+5       3     reserved: zero when sent, not looked at when received
 8       4     header length in bytes, unsigned, little endian
 12      n     header: one msgpack map, its ``type`` names the message
 12+n    rest  body: raw bytes, what they are is said by the header
@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from toolkit.errors import LocalProtocolError, RemoteProtocolError
-from toolkit.wire.limits import MAGIC, MAX_HEADER_BYTES, PROTOCOL_VERSION
+from toolkit.wire.limits import MAGIC, MAX_FIELDS, MAX_HEADER_BYTES, PROTOCOL_VERSION
 from toolkit.wire.messages import AnyMessage, Message, encode_header
 
 Buffer = bytes | bytearray | memoryview
@@ -26,6 +26,7 @@ M = TypeVar("M", bound=Message)
 
 _PREFIX = struct.Struct("<4sB3xI")
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+_fields = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
 def encode(message: Message, body: Iterable[Buffer] = ()) -> bytearray:
@@ -73,8 +74,24 @@ def decode(frame: Buffer) -> tuple[AnyMessage, memoryview]:
         raise RemoteProtocolError(
             f"A header of {n_header} bytes does not fit its message of {len(view)} bytes."
         )
+    header = view[_PREFIX.size : _PREFIX.size + n_header]
     try:
-        message = _decoder.decode(view[_PREFIX.size : _PREFIX.size + n_header])
+        _check_fields(header)
+        message = _decoder.decode(header)
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise RemoteProtocolError(f"A header is not a valid message: {exc}") from exc
     return message, view[_PREFIX.size + n_header :]
+
+
+def _check_fields(header: memoryview) -> None:
+    """Refuse a header with too many keys or one of them twice: of two values the typed decoder would take the last."""
+    first = header[0] if header else 0
+    if first >> 4 == 0x8:  # noqa: PLR2004 - msgpack's fixmap; the other two kinds of map follow
+        n_fields = first & 0x0F
+    elif first in (0xDE, 0xDF):
+        n_fields = int.from_bytes(header[1 : 3 if first == 0xDE else 5])  # noqa: PLR2004
+    else:
+        raise RemoteProtocolError("A header is not a map.")
+    # PROTOCOL.md 2: "A header MUST NOT have more than 64 keys, nor one key twice."
+    if n_fields > MAX_FIELDS or len(_fields.decode(header)) != n_fields:
+        raise RemoteProtocolError(f"A header has more than {MAX_FIELDS} keys, or one of them twice.")

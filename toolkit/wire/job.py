@@ -10,15 +10,21 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+from toolkit.wire.limits import MAX_CLASSES, MAX_NAME_BYTES, MAX_NDIM
+
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_BYTES, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")]
 """A device id, run id or fleet: safe as one level of a topic and as one name of a folder."""
 Scalar = str | int | float | bool
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**31)]
-Shape = Annotated[list[Positive], Meta(min_length=1, max_length=7)]
+Shape = Annotated[list[Positive], Meta(min_length=1, max_length=MAX_NDIM - 1)]
 ClassNames = Annotated[
-    list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=2, max_length=65_536)
+    list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=2, max_length=MAX_CLASSES)
 ]
+
+
+OWN_MODEL = "python:"
+"""What the name of a user's own model begins with; the rest says where its function is installed."""
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +32,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     input_shape: Shape
-    n_classes: Annotated[int, Meta(ge=2, le=65_536)]
+    n_classes: Annotated[int, Meta(ge=2, le=MAX_CLASSES)]
     options: dict[str, Scalar] = {}
 
 
@@ -36,7 +42,7 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):
     lr: Annotated[float, Meta(gt=0)] = 0.05
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Meta(ge=0)] = 5e-4
-    schedule: Annotated[str, Meta(pattern="^(constant|cosine)$")] = "cosine"
+    schedule: Annotated[str, Meta(pattern=r"^(constant|cosine)\Z")] = "cosine"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,10 @@ PROTOCOL_VERSION = 1
 MAGIC = b"HSEE"
 
 MAX_HEADER_BYTES = 64 * 1024
+MAX_FIELDS = 64
+"""Keys of a header, unknown ones among them."""
+MAX_WORD_BYTES = 1024
+"""A retained word, JSON."""
 MAX_TENSORS = 256
 MAX_NDIM = 8
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
@@ -15,8 +19,13 @@ MAX_MESSAGE_BYTES = 384 * 1024
 MAX_OPEN_PAYLOADS = 8
 """Payloads of one device that may be incomplete at a time; the oldest is abandoned first."""
 MAX_CLASSES = 65_536
+MAX_CHANNELS = 4096
+MIN_TRAIN_SAMPLES = 2
+"""Batch norm has no statistics over one sample."""
 MAX_NAME_BYTES = 64
 MAX_PROFILE_BYTES = 32 * 1024
+MAX_TEXT_CHARACTERS = 1024
+"""Of a sentence for a person: why a run ended, why a hello is refused."""
 
 DEFAULT_CHUNK_BYTES = 256 * 1024
 """A chunk of this size costs no more than larger ones and passes every common broker but AWS IoT's (120 KiB)."""

@@ -14,15 +14,21 @@ from msgspec import Meta
 from toolkit.errors import LocalProtocolError
 from toolkit.wire.job import ClassNames, Count, Job, ModelSpec, Name, Positive, Shape
 from toolkit.wire.limits import (
+    MAX_CHANNELS,
     MAX_CHUNKS,
+    MAX_NDIM,
     MAX_PAYLOAD_BYTES,
     MAX_PROFILE_BYTES,
     MAX_TENSORS,
+    MAX_TEXT_CHARACTERS,
 )
 
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Text = Annotated[str, Meta(max_length=1024)]
+Moments = Annotated[
+    list[Annotated[float, Meta(ge=-1e30, le=1e30)]], Meta(min_length=1, max_length=MAX_CHANNELS)
+]
+Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
 Codec = Literal["float32", "float16", "int8", "int64"]
 Compression = Literal["none", "zstd"]
 Phase = Literal["waiting", "training", "finished", "failed"]
@@ -40,12 +46,12 @@ class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
     input_shape: Shape
     n_train: Annotated[int, Meta(ge=2, le=2**40)]
     n_eval: Count
-    mean: list[float]
-    var: list[float]
+    mean: Moments
+    var: Moments
     fingerprint: Annotated[str, Meta(min_length=8, max_length=64)]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.var) or not 1 <= len(self.mean) <= self.input_shape[0]:
+        if not len(self.mean) == len(self.var) == self.input_shape[0]:
             msg = "mean and var hold one number a channel"
             raise ValueError(msg)
         if not all(map(math.isfinite, [*self.mean, *self.var])) or min(self.var) < 0:
@@ -86,13 +92,22 @@ class Chunk(Message, frozen=True, kw_only=True):
         if self.index >= self.n_chunks:
             msg = f"chunk {self.index} of {self.n_chunks}"
             raise ValueError(msg)
+        # PROTOCOL.md 4: "A receiver MUST refuse a count of chunks that would leave one of them empty."
+        if (self.n_chunks - 1) * self.chunk_bytes >= self.total_bytes:
+            msg = f"{self.total_bytes} bytes in {self.n_chunks} chunks"
+            raise ValueError(msg)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of every chunk of this payload but the last, which may be shorter."""
+        return -(-self.total_bytes // self.n_chunks)
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How one tensor stands in a payload's body: ``n_bytes`` after encoding and compression."""
 
     name: Annotated[str, Meta(min_length=1, max_length=64)]
-    shape: Annotated[list[Annotated[int, Meta(ge=0, le=2**31)]], Meta(max_length=8)]
+    shape: Annotated[list[Positive], Meta(max_length=MAX_NDIM)]
     codec: Codec
     n_bytes: Annotated[int, Meta(ge=0, le=MAX_PAYLOAD_BYTES)]
     compression: Compression = "none"
@@ -123,6 +138,11 @@ class Payload(Message, frozen=True, kw_only=True):
     tensors: Annotated[list[TensorSpec], Meta(min_length=1, max_length=MAX_TENSORS)]
     sha256: Digest
     remade: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.exit_loss < math.inf:
+            msg = "exit_loss must be finite and not negative"
+            raise ValueError(msg)
 
 
 class MeasureRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +191,11 @@ class State(Message, frozen=True, kw_only=True):
     plan_version: Count
     round_left_s: float = 0.0
     detail: Text = ""
+
+    def __post_init__(self) -> None:
+        if self.next > self.limit or not 0 <= self.round_left_s < math.inf:
+            msg = "next must not exceed limit, and round_left_s be finite and not negative"
+            raise ValueError(msg)
 
 
 class Refusal(Message, frozen=True, kw_only=True):

@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import RemoteProtocolError
+from toolkit.errors import LocalProtocolError, RemoteProtocolError
 from toolkit.wire import frames, tensors
+from toolkit.wire.limits import MIN_TRAIN_SAMPLES
 from toolkit.wire.messages import Payload, PayloadKind
 
 
@@ -56,21 +57,27 @@ def encode(address: PayloadAddress, batch: Batch, codec: str) -> bytearray:
         address: who, which, under whose orders.
         batch: activations and labels.
         codec: the job's.
+    Raises: LocalProtocolError: values that no receiver would take.
     """
     encoded = (tensors.encode_activations("h", batch.h, codec), tensors.encode_labels("y", batch.y))
     digest = hashlib.sha256()
     for tensor in encoded:
         digest.update(tensor.content)
-    header = Payload(
-        **msgspec.structs.asdict(address),
-        kind=batch.kind,
-        segment_step=batch.segment_step,
-        exit_loss=batch.exit_loss,
-        exit_correct=batch.exit_correct,
-        remade=batch.remade,
-        tensors=[tensor.spec for tensor in encoded],
-        sha256=digest.digest(),
-    )
+    try:
+        header = Payload(
+            **msgspec.structs.asdict(address),
+            kind=batch.kind,
+            segment_step=batch.segment_step,
+            exit_loss=batch.exit_loss,
+            exit_correct=batch.exit_correct,
+            remade=batch.remade,
+            tensors=[tensor.spec for tensor in encoded],
+            sha256=digest.digest(),
+        )
+    except ValueError as exc:
+        raise LocalProtocolError(
+            f"Batch {address.seq} of round {address.round} can't be sent: {exc}."
+        ) from exc
     return frames.encode(header, [tensor.content for tensor in encoded])
 
 
@@ -96,7 +103,9 @@ def decode(frame: frames.Buffer, *, device: str) -> tuple[Payload, memoryview]:
     return header, body
 
 
-def to_batch(header: Payload, body: memoryview, *, activation_shape: Sequence[int], n_classes: int) -> Batch:
+def to_batch(
+    header: Payload, body: memoryview, *, activation_shape: Sequence[int], n_classes: int, batch_size: int
+) -> Batch:
     """Decode a payload's tensors and hold them to the job.
 
     Args:
@@ -104,6 +113,7 @@ def to_batch(header: Payload, body: memoryview, *, activation_shape: Sequence[in
         body: from :func:`decode`.
         activation_shape: of one sample at the device's cut.
         n_classes: labels lie in [0, n_classes).
+        batch_size: most samples in a batch.
     Raises: RemoteProtocolError: tensors other than ``h`` and ``y``, or that do not fit the job.
     """
     if [tensor.name for tensor in header.tensors] != ["h", "y"]:
@@ -116,6 +126,12 @@ def to_batch(header: Payload, body: memoryview, *, activation_shape: Sequence[in
         raise RemoteProtocolError(
             f"A payload holds activations {spec_h.shape} and labels {spec_y.shape}; "
             f"its cut gives {list(activation_shape)} a sample."
+        )
+    # PROTOCOL.md 6: "A training batch MUST have at least two samples, and no batch more than the job says."
+    least = MIN_TRAIN_SAMPLES if header.kind == "train" else 1
+    if not least <= n <= batch_size or header.exit_correct > n:
+        raise RemoteProtocolError(
+            f"A payload holds {n} samples, {header.exit_correct} of them right; its job asks for {least}..{batch_size}."
         )
     h = tensors.decode(spec_h, body[: spec_h.n_bytes])
     y = tensors.decode(spec_y, body[spec_h.n_bytes :])

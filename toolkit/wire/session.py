@@ -16,6 +16,8 @@ RESEND_AFTER_S = 5.0
 """A batch is sent again when the coordinator has named it as its next for so long."""
 REHELLO_AFTER_S = 5.0
 """A hello without an answer is said again after so long."""
+LEASE_S = 30.0
+"""A coordinator that said nothing for so long is asked by a hello: its word of coming back may have been lost."""
 
 
 class DevicePhase(StrEnum):
@@ -127,7 +129,9 @@ class DeviceState:
     Attributes:
         flow: the highest state message obeyed, if any.
         cursor: next seq of ``flow.round`` to hand over.
-        named_since: when ``flow.next`` was first named, for sending again.
+        named_since: when ``flow.next`` was first named, or handed over since, for sending again.
+        asked_at: when the last hello was said.
+        heard_at: when the coordinator last said something that counted.
     """
 
     boot_nonce: bytes
@@ -140,6 +144,7 @@ class DeviceState:
     cursor: int = 1
     named_since: float = 0.0
     asked_at: float = 0.0
+    heard_at: float = 0.0
 
 
 Handler = Callable[[DeviceState, Event], tuple[DeviceState, list[Action]]]
@@ -179,9 +184,15 @@ def _on_bridge(state: DeviceState, event: BridgeSeen) -> tuple[DeviceState, list
     if event.run is None:
         # The coordinator is gone for now: what it said of flow no longer holds, what it assigned does.
         return replace(state, phase=DevicePhase.SEEKING, flow=None), []
-    if state.run is not None and event.run != state.run and state.term:
-        stop = Stop(DevicePhase.FINISHED, f"The coordinator now serves run {event.run!r}; this one is over.")
-        return replace(state, phase=stop.phase), [stop]
+    if state.run is not None and event.run != state.run:
+        # PROTOCOL.md 11: "A device with an assignment stops: that run is over."
+        if state.plan_version:
+            stop = Stop(
+                DevicePhase.FINISHED, f"The coordinator now serves run {event.run!r}; this one is over."
+            )
+            return replace(state, phase=stop.phase), [stop]
+        # Welcomed to a run that never began, or to none: terms and incarnations are each run's own.
+        state = replace(state, term=0, incarnation=0, flow=None)
     return _hello(replace(state, run=event.run), event.now)
 
 
@@ -196,13 +207,14 @@ def _on_got(state: DeviceState, event: Got) -> tuple[DeviceState, list[Action]]:
         return state, []
     match event.message:
         case Welcome() as welcome:
-            return _on_welcome(state, welcome)
+            after, actions = _on_welcome(state, welcome)
         case Assignment() as assignment:
-            return _on_assignment(state, assignment)
+            after, actions = _on_assignment(state, assignment)
         case State() as flow:
-            return _on_flow(state, flow, event.now)
+            after, actions = _on_flow(state, flow, event.now)
         case (Refusal() | Fenced()) as dismissal:
-            return _on_dismissal(state, dismissal)
+            after, actions = _on_dismissal(state, dismissal)
+    return (state if after is state else replace(after, heard_at=event.now)), actions
 
 
 def _on_dismissal(state: DeviceState, dismissal: Refusal | Fenced) -> tuple[DeviceState, list[Action]]:
@@ -219,7 +231,11 @@ def _on_welcome(state: DeviceState, welcome: Welcome) -> tuple[DeviceState, list
     # PROTOCOL.md 7: "A device MUST ignore a welcome that names another boot nonce, and any lower term."
     if welcome.boot_nonce != state.boot_nonce or welcome.term < state.term:
         return state, []
-    flow = state.flow if welcome.term == state.term else None
+    # PROTOCOL.md 7: "A device MUST ignore a welcome while it has no hello open."
+    if state.phase is not DevicePhase.JOINING:
+        return state, []
+    same_orders = (welcome.term, welcome.incarnation) == (state.term, state.incarnation)
+    flow = state.flow if same_orders else None
     state = replace(state, term=welcome.term, incarnation=welcome.incarnation, flow=flow)
     if welcome.measure is not None:
         return replace(state, phase=DevicePhase.MEASURING), [Measure(welcome.measure)]
@@ -243,13 +259,16 @@ def _on_flow(state: DeviceState, flow: State, now: float) -> tuple[DeviceState, 
     if flow.phase in ("finished", "failed"):
         stop = Stop(DevicePhase(flow.phase), flow.detail)
         return replace(state, phase=stop.phase), [stop]
-    if flow.plan_version > state.plan_version:
-        return _hello(state, now)  # its assignment was lost
     if old is None or old.round != flow.round:
-        return replace(state, cursor=flow.next, named_since=now), []
-    if old.next != flow.next:
-        return replace(state, cursor=max(state.cursor, flow.next), named_since=now), []
-    return _resend_if_stuck(state, now), []
+        state = replace(state, cursor=flow.next, named_since=now)
+    elif old.next != flow.next:
+        state = replace(state, cursor=max(state.cursor, flow.next), named_since=now)
+    else:
+        state = _resend_if_stuck(state, now)
+    # PROTOCOL.md 8: "A device that is told of a plan for which it holds no assignment MUST say hello."
+    lacks_job = state.phase is DevicePhase.JOINED and flow.phase == "training"
+    outdated_job = state.phase is DevicePhase.TRAINING and flow.plan_version > state.plan_version
+    return _hello(state, now) if lacks_job or outdated_job else (state, [])
 
 
 def _resend_if_stuck(state: DeviceState, now: float) -> DeviceState:
@@ -267,7 +286,9 @@ def _on_measured(state: DeviceState, event: Measured) -> tuple[DeviceState, list
 
 
 def _on_tick(state: DeviceState, event: Tick) -> tuple[DeviceState, list[Action]]:
-    if state.phase is DevicePhase.JOINING and event.now - state.asked_at >= REHELLO_AFTER_S:
+    unanswered = state.phase is DevicePhase.JOINING and event.now - state.asked_at >= REHELLO_AFTER_S
+    silent = state.phase in (DevicePhase.JOINED, DevicePhase.TRAINING)
+    if unanswered or (silent and event.now - state.heard_at >= LEASE_S):
         return _hello(state, event.now)
     return state, []
 

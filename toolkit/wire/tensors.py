@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from toolkit.errors import RemoteProtocolError, UsageError, did_you_mean
+from toolkit.errors import LocalProtocolError, RemoteProtocolError, UsageError, did_you_mean
 from toolkit.wire.limits import MAX_PAYLOAD_BYTES
 from toolkit.wire.messages import Codec, Compression, TensorSpec
 
@@ -24,6 +24,8 @@ CODECS = ("float32", "float16", "int8", "float32+zstd", "float16+zstd", "int8+zs
 _ITEM_BYTES: dict[Codec, int] = {"float32": 4, "float16": 2, "int8": 1, "int64": 8}
 _ZSTD_LEVEL = 1
 _FLOAT16_MAX = 65504.0
+_LEAST_SCALE = np.finfo(np.float32).tiny
+"""Below it float32 loses digits, and codes would leave int8's range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,14 @@ def encode_activations(name: str, array: NDArray[np.float32], codec: str) -> Enc
         name: of the tensor.
         array: (B, C, ...), float32.
         codec: one of :data:`CODECS`.
+    Raises: LocalProtocolError: values that are not finite, or no channel axis for int8: no receiver would take them.
     """
     kind, compression = _split_codec(codec)
+    if not np.isfinite(array).all() or (kind == "int8" and array.ndim < 2):  # noqa: PLR2004 - batch and channel
+        raise LocalProtocolError(
+            f"Tensor {name!r} of shape {array.shape} can't be sent as {codec}: its values must be finite,"
+            " and int8 needs a channel axis."
+        )
     n_saturated = 0
     if kind == "float32":
         content = np.ascontiguousarray(array, dtype="<f4").tobytes()
@@ -145,11 +153,11 @@ def _channel_axes(array: NDArray[np.float32]) -> tuple[int, ...]:
 
 
 def _quantise(array: NDArray[np.float32]) -> bytes:
-    """Scales (C,) float32, then int8 values; scale is the channel's largest magnitude over 127."""
+    """Scales (C,) float32, then int8 values; scale is the channel's largest magnitude over 127, and at least 2**-126."""
     largest = np.abs(array).max(axis=_channel_axes(array), keepdims=True)
-    scales = np.where(largest > 0, largest / 127, 1).astype("<f4")
+    scales = np.maximum(largest / 127, _LEAST_SCALE).astype("<f4")
     codes: bytes = np.rint(array / scales).astype(np.int8).tobytes()
-    return scales.tobytes() + codes
+    return bytes(scales.tobytes()) + codes
 
 
 def _dequantise(raw: bytes | memoryview, shape: list[int], n_scales: int) -> NDArray[np.float32]:

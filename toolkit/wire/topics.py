@@ -52,9 +52,18 @@ class Topics:
         """Binary, coordinator to device; never retained."""
         return f"{ROOT}/{self.fleet}/data/{run}/{device}/down"
 
+    def check(self, account: str) -> str:
+        """An account's own loop, by which ``hsee broker check`` judges the broker; no protocol message."""
+        return f"{ROOT}/{self.fleet}/check/{account}"
+
     def all_up(self, run: str) -> str:
         """Filter: what all devices of a run send."""
         return self.up(run, "+")
+
+    @property
+    def everything(self) -> str:
+        """Filter: all that a fleet says."""
+        return f"{ROOT}/{self.fleet}/#"
 
     @property
     def all_device_states(self) -> str:
@@ -72,6 +81,7 @@ class Topics:
             topic.startswith(f"{ROOT}/{self.fleet}/{shape[0]}/")
             and len(levels) == shape[1]
             and levels[-1] == leaf
+            and _NAME.fullmatch(levels[-2])
         ):
             return levels[-2]
         raise RemoteProtocolError(f"{topic!r} is not an {leaf!r} topic of fleet {self.fleet!r}.")

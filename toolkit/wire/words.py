@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from toolkit.errors import RemoteProtocolError
-from toolkit.wire.job import Name
+from toolkit.wire.job import Name, Positive
+from toolkit.wire.limits import MAX_WORD_BYTES
 
 W = TypeVar("W")
 Presence = Literal["online", "offline"]
@@ -19,14 +20,14 @@ class BridgeWord(msgspec.Struct, frozen=True):
 
     state: Presence
     run: Name
-    term: int
+    term: Positive
 
 
 class DeviceWord(msgspec.Struct, frozen=True):
     """On ``device/<id>/state``: whether the device's process is connected; the nonce in hexadecimal says which."""
 
     state: Presence
-    boot_nonce: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+    boot_nonce: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 def encode_word(word: BridgeWord | DeviceWord) -> bytes:
@@ -51,7 +52,10 @@ def read_device_word(payload: bytes) -> DeviceWord:
 
 
 def _read(payload: bytes, kind: type[W]) -> W:
+    # PROTOCOL.md 3: "A receiver MUST refuse a word longer than 1 KiB."
+    if len(payload) > MAX_WORD_BYTES:
+        raise RemoteProtocolError(f"A retained word of {len(payload)} bytes exceeds {MAX_WORD_BYTES}.")
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise RemoteProtocolError(f"A retained word is no valid {kind.__name__}: {exc}") from exc

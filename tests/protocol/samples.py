@@ -1,0 +1,108 @@
+"""One valid message of every type, and a payload: what golden bytes and state tables are tested with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolkit.wire.job import Job, ModelSpec
+from toolkit.wire.messages import (
+    Assignment,
+    Bye,
+    Chunk,
+    DataSummary,
+    Fenced,
+    Hello,
+    MeasureRequest,
+    Message,
+    Payload,
+    Refusal,
+    State,
+    TensorSpec,
+    Welcome,
+)
+from toolkit.wire.payloads import Batch, PayloadAddress
+
+NONCE = bytes(range(16))
+OTHER_NONCE = bytes(range(16, 32))
+MODEL = ModelSpec(name="mlp", input_shape=[3], n_classes=2)
+MEASURE = MeasureRequest(model=MODEL, batch_size=8, exit_head="pooled")
+JOB = Job(
+    run="run1",
+    model=MODEL,
+    cut="layer1",
+    classes=["a", "b"],
+    mean=[0.0, 0.5, 1.0],
+    std=[1.0, 1.0, 2.0],
+    seed=7,
+    rounds=3,
+    batch_size=8,
+)
+HELLO = Hello(
+    device="dev1",
+    boot_nonce=NONCE,
+    protocols=[1],
+    software="hsee 0",
+    data=DataSummary(
+        classes=["a", "b"],
+        input_shape=[3],
+        n_train=20,
+        n_eval=4,
+        mean=[0.0, 0.5, 1.0],
+        var=[1.0, 1.0, 4.0],
+        fingerprint="0123abcd",
+    ),
+)
+BYE = Bye(device="dev1", boot_nonce=NONCE, reason="stopped")
+CHUNK = Chunk(payload_id=NONCE, index=1, n_chunks=2, total_bytes=5)
+PAYLOAD = Payload(
+    device="dev1",
+    kind="train",
+    round=1,
+    seq=2,
+    term=3,
+    incarnation=4,
+    plan_version=5,
+    cut="layer1",
+    segment_step=6,
+    exit_loss=0.5,
+    exit_correct=1,
+    tensors=[TensorSpec(name="h", shape=[2, 3], codec="float32", n_bytes=24)],
+    sha256=bytes(range(32)),
+)
+WELCOME = Welcome(boot_nonce=NONCE, run="run1", term=1, incarnation=1, protocol=1)
+ASSIGNMENT = Assignment(term=1, plan_version=1, job=JOB)
+STATE = State(
+    term=1,
+    incarnation=1,
+    n=1,
+    phase="training",
+    round=1,
+    next=1,
+    limit=3,
+    watermark_round=0,
+    watermark_seq=0,
+    plan_version=1,
+)
+REFUSAL = Refusal(boot_nonce=NONCE, code="late", message="The run began without this device.")
+FENCED = Fenced(boot_nonce=NONCE, incarnation=2)
+MESSAGES: tuple[Message, ...] = (
+    HELLO,
+    BYE,
+    CHUNK,
+    PAYLOAD,
+    WELCOME,
+    ASSIGNMENT,
+    STATE,
+    REFUSAL,
+    FENCED,
+)
+
+ADDRESS = PayloadAddress(device="dev1", round=1, seq=2, term=3, incarnation=4, plan_version=5, cut="layer1")
+BATCH = Batch(
+    kind="train",
+    h=np.array([[1.0, -2.0, 0.5], [0.25, 127.0, -0.125]], np.float32),
+    y=np.array([0, 1], np.int64),
+    exit_loss=0.5,
+    exit_correct=1,
+    segment_step=6,
+)
