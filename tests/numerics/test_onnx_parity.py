@@ -12,7 +12,7 @@ import torch
 
 from toolkit.bundle.folder import open_bundle
 from toolkit.errors import BundleError, CheckpointError, DataNotFoundError
-from toolkit.export import onnx as export
+from toolkit.export import pieces as export
 from toolkit.export.onnx import export_held
 from toolkit.export.parity import check_parity
 from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord
@@ -92,13 +92,13 @@ def test_the_bundle_answers_what_the_trained_model_answers(exported):
     np.testing.assert_array_equal(answers.index, logits.argmax(1))
     accuracy = float((logits.argmax(1) == y).mean())
     assert 0.5 < accuracy < 1
-    assert report.accuracy == report.torch_accuracy == accuracy
-    assert report.parity.n_samples == report.n_samples == 300
-    assert report.parity.max_difference <= 1e-4
-    assert report.n_sure == np.count_nonzero(~answers.unsure)
+    assert report.segments[0].accuracy == report.segments[0].torch_accuracy == accuracy
+    assert report.segments[0].parity.n_samples == report.n_samples == 300
+    assert report.segments[0].parity.max_difference <= 1e-4
+    assert report.segments[0].n_sure == np.count_nonzero(~answers.unsure)
     right = answers.index == y
-    assert report.sure_accuracy == pytest.approx(float(right[~answers.unsure].mean()))
-    assert 1 - report.sure_accuracy <= (1 - accuracy) / 2
+    assert report.segments[0].sure_accuracy == pytest.approx(float(right[~answers.unsure].mean()))
+    assert 1 - report.segments[0].sure_accuracy <= (1 - accuracy) / 2
 
 
 def test_activations_are_those_of_the_cut(tmp_path):
@@ -114,7 +114,9 @@ def test_activations_are_those_of_the_cut(tmp_path):
     )
     np.testing.assert_allclose(seen[0], h, atol=1e-4)
     np.testing.assert_array_equal(answers.index, logits.argmax(1))
-    assert report.parity.max_activation_difference == pytest.approx(np.abs(seen[0] - h).max(), abs=1e-5)
+    assert report.segments[0].parity.max_activation_difference == pytest.approx(
+        np.abs(seen[0] - h).max(), abs=1e-5
+    )
 
 
 def test_a_convolutional_exit_and_colour(tmp_path):
@@ -122,7 +124,7 @@ def test_a_convolutional_exit_and_colour(tmp_path):
     x, _, _, logits = held_folder(tmp_path / "held", model=spec, cut="layer2", exit_head="conv", n_held=40)
     report = export_held(tmp_path / "held", tmp_path / "bundle")
     np.testing.assert_array_equal(load(tmp_path / "bundle")(x).index, logits.argmax(1))
-    assert "too few" in report.threshold_origin
+    assert "too few" in report.segments[0].threshold_origin
 
 
 def test_the_manifest_says_where_all_comes_from(exported):
@@ -136,16 +138,16 @@ def test_the_manifest_says_where_all_comes_from(exported):
     assert made.created == "2026-01-02T00:00:00+00:00"
     assert made.software["export.torch"] == torch.__version__
     [segment] = manifest.segments
-    assert segment.exit.policy.threshold == report.threshold
-    assert segment.exit.measured.accuracy == report.accuracy
-    assert manifest.files[report.file].sha256 == report.sha256
-    assert manifest.files[report.file].n_bytes == report.n_bytes
-    assert segment.opset == report.opset
+    assert segment.exit.policy.threshold == report.segments[0].threshold
+    assert segment.exit.measured.accuracy == report.segments[0].accuracy
+    assert manifest.files[report.segments[0].file].sha256 == report.segments[0].sha256
+    assert manifest.files[report.segments[0].file].n_bytes == report.segments[0].n_bytes
+    assert segment.opset == report.segments[0].opset
 
 
 def test_the_file_is_readable_elsewhere_and_names_no_path_of_this_machine(exported):
     root, report, _, _, _ = exported
-    path = root / "bundle" / report.file
+    path = root / "bundle" / report.segments[0].file
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
     assert [port.name for port in proto.graph.input] == ["image"]
@@ -154,8 +156,8 @@ def test_the_file_is_readable_elsewhere_and_names_no_path_of_this_machine(export
     assert json.loads(properties["names"]) == CLASSES
     assert json.loads(properties["imgsz"]) == [8, 8]
     assert json.loads(properties["mean"]) == [0.5]
-    assert float(properties["hsee.accuracy"]) == pytest.approx(report.accuracy, abs=1e-6)
-    assert float(properties["hsee.threshold"]) == pytest.approx(report.threshold, rel=1e-5)
+    assert float(properties["hsee.accuracy"]) == pytest.approx(report.segments[0].accuracy, abs=1e-6)
+    assert float(properties["hsee.threshold"]) == pytest.approx(report.segments[0].threshold, rel=1e-5)
     assert {"hsee.run_id", "hsee.exit", "hsee.cut", "hsee.version", "std"} <= set(properties)
     assert not any("BatchNorm" in node.op_type for node in proto.graph.node)
     content = path.read_bytes()
@@ -177,9 +179,14 @@ def test_other_samples_may_be_given_and_labels_may_be_missing(exported, tmp_path
     root, _, x, _, _ = exported
     given = Samples(tuple(map(str, range(50))), x[:50], None)
     report = export_held(root / "held", tmp_path / "bundle", data=given)
-    assert report.accuracy is report.torch_accuracy is report.sure_accuracy is None
-    assert report.parity.n_samples == 50
-    assert report.threshold == 0.5
+    assert (
+        report.segments[0].accuracy
+        is report.segments[0].torch_accuracy
+        is report.segments[0].sure_accuracy
+        is None
+    )
+    assert report.segments[0].parity.n_samples == 50
+    assert report.segments[0].threshold == 0.5
     assert open_bundle(tmp_path / "bundle").manifest.segments[0].exit.measured is None
 
 
@@ -244,11 +251,11 @@ def test_an_export_that_is_not_the_model_writes_no_bundle(exported, tmp_path, mo
     root = exported[0]
     to_onnx = export.to_onnx
 
-    def nudged(model, input_shape):
+    def nudged(piece, input_shape, **names):
         with torch.no_grad():
-            bias = model.exit_head.fc.bias
+            bias = piece.exit_head.fc.bias
             bias += 1e-3
-            proto = to_onnx(model, input_shape)
+            proto = to_onnx(piece, input_shape, **names)
             bias -= 1e-3
         return proto
 

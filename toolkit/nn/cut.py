@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from toolkit.errors import CutError, ModelError, did_you_mean
-from toolkit.nn.network import StagedNetwork
+from toolkit.errors import CutError, did_you_mean
+from toolkit.nn.network import CLASSIFIER, StagedNetwork, pass_through
 
 
 def cut_layers(network: StagedNetwork) -> tuple[str, ...]:
@@ -45,10 +47,10 @@ def take_suffix(network: StagedNetwork, cut: str) -> nn.Sequential:
     Raises: CutError: the network has no such cut layer.
     """
     stages = list(network.stages.named_children())[depth_of(network, cut) :]
-    return nn.Sequential(OrderedDict([*stages, ("classifier", network.classifier)]))
+    return nn.Sequential(OrderedDict([*stages, (CLASSIFIER, network.classifier)]))
 
 
-def activation_shape(segment: nn.Module, input_shape: tuple[int, ...] | list[int]) -> tuple[int, ...]:
+def activation_shape(segment: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of one sample's activations, without the batch axis; runs the segment once in eval mode.
 
     Raises: ModelError: the stages do not chain on this input.
@@ -56,13 +58,53 @@ def activation_shape(segment: nn.Module, input_shape: tuple[int, ...] | list[int
     was_training = segment.training
     segment.eval()
     try:
-        with torch.no_grad():
-            device = next((p.device for p in segment.parameters()), torch.device("cpu"))
-            h = segment(torch.zeros(1, *input_shape, device=device))
-    except RuntimeError as exc:
-        raise ModelError(
-            f"The model's stages do not chain on an input of shape {tuple(input_shape)}: {exc}"
-        ) from exc
+        shapes = list(pass_through(list(segment.named_children()), input_shape))
     finally:
         segment.train(was_training)
-    return tuple(h.shape[1:])
+    return shapes[-1][1]
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What one stage costs a sample; ``flop`` is 2 x MAC of its forward pass, ``shape`` that of its output."""
+
+    name: str
+    shape: tuple[int, ...]
+    flop: int
+    n_parameters: int
+    is_cut_layer: bool
+
+    @property
+    def activation_bytes(self) -> int:
+        """One sample's output, float32."""
+        return 4 * torch.Size(self.shape).numel()
+
+
+def describe(network: StagedNetwork, input_shape: Sequence[int]) -> list[StageFacts]:
+    """Count what each stage and the classifier, the last row, cost.
+
+    Args:
+        network: put in eval mode.
+        input_shape: one sample's, without the batch axis.
+    Raises: ModelError: the stages do not chain on this input.
+    """
+    # Imported here: it brings torch's compiler, 80 MB that training has no need of.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    flop: list[int] = []
+    shapes = []
+    network.eval()
+    rows = pass_through(network.rows, input_shape)
+    while True:
+        with FlopCounterMode(display=False) as counter:
+            row = next(rows, None)
+        if row is None:
+            break
+        shapes.append(row)
+        flop.append(int(counter.get_total_flops()))
+    modules = dict(network.rows)
+    cuts = cut_layers(network)
+    return [
+        StageFacts(name, shape, n, sum(p.numel() for p in modules[name].parameters()), name in cuts)
+        for (name, shape), n in zip(shapes, flop, strict=True)
+    ]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -228,7 +228,7 @@ def _torchvision(text: str, name: str, *, root: Path | None, download: bool) -> 
             source=text,
         )
     require("torchvision", part="datasets", purpose=f"The data source {text!r}")
-    make = getattr(_import_torchvision_datasets(), TORCHVISION_SETS[name])
+    make = getattr(import_torchvision("datasets"), TORCHVISION_SETS[name])
     which = {"split": "train"} if name == "stl10" else {"train": True}
     try:
         stored = make(str(root.expanduser()), download=download, **which)
@@ -247,17 +247,22 @@ def _torchvision(text: str, name: str, *, root: Path | None, download: bool) -> 
     return make_dataset(scale(x, name=text), np.asarray(labels), classes=stored.classes, name=text)
 
 
-def _import_torchvision_datasets() -> ModuleType:
-    """Import torchvision, also where its wheel was built for another torch than the installed one.
+def import_torchvision(part: Literal["datasets", "models"]) -> ModuleType:
+    """Import a part of torchvision, also where its wheel was built for another torch than the installed one.
 
     Beside such a torch its compiled operators don't load and the import raises ``operator torchvision::nms does
-    not exist``. Data sets need none of them: declaring the two that the import looks up is enough.
+    not exist``. Data sets and classifiers need none of them: declaring the two that the import looks up is enough.
     """
     try:
-        return importlib.import_module("torchvision.datasets")
+        importlib.import_module("torchvision")
     except RuntimeError as exc:
         if "torchvision::" not in str(exc):
             raise
+        _declare_operators()
+    return importlib.import_module(f"torchvision.{part}")
+
+
+def _declare_operators() -> None:
     import sys
 
     import torch
@@ -270,7 +275,6 @@ def _import_torchvision_datasets() -> ModuleType:
             f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         )
     _declared_operators.append(library)
-    return importlib.import_module("torchvision.datasets")
 
 
 _declared_operators: list[object] = []

@@ -17,17 +17,26 @@ def pooled(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
 
 
 def conv(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
-    """One 3x3 convolution of stride 2, then the pooled head: for shallow cuts, whose channels say little each."""
-    if len(activation_shape) != 3:  # noqa: PLR2004 - channels, height, width
+    """One convolution of size 3 and stride 2, then the pooled head: for shallow cuts, whose channels say little each.
+
+    Raises: ModelError: the activations are no planes (C, H, W) and no signals (C, W).
+    """
+    kinds: dict[int, tuple[type[nn.Conv1d | nn.Conv2d], type[nn.BatchNorm1d | nn.BatchNorm2d]]] = {
+        2: (nn.Conv1d, nn.BatchNorm1d),
+        3: (nn.Conv2d, nn.BatchNorm2d),
+    }
+    if len(activation_shape) not in kinds:
         raise ModelError(
-            f"Exit head 'conv' needs activations (channels, height, width); this cut gives {tuple(activation_shape)}.",
+            "Exit head 'conv' needs activations (channels, height, width) or (channels, time); this cut gives "
+            f"{tuple(activation_shape)}.",
             hint="Use exit head 'pooled'.",
         )
+    convolution, norm = kinds[len(activation_shape)]
     n_in = activation_shape[0]
     n_hidden = 2 * n_in
     return nn.Sequential(
-        nn.Conv2d(n_in, n_hidden, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(n_hidden),
+        convolution(n_in, n_hidden, 3, 2, 1, bias=False),
+        norm(n_hidden),
         nn.ReLU(),
         PooledClassifier(n_hidden, n_classes),
     )

@@ -127,10 +127,33 @@ def take_part(
         raise DataError(
             f"There is no part {number} of {n_parts}.", hint="Parts count from 1: 1/3, 2/3, 3/3.", part=part
         )
-    taken = dataset.take(partition(spec, dataset.y, n_parts, seed, dataset.user)[number - 1])
+    indices = partition(spec, dataset.y, n_parts, seed, dataset.user)[number - 1]
+    return _as_part(dataset, indices, f"{spec}, part {number}/{n_parts}, seed {seed}" if n_parts > 1 else "")
+
+
+def divide(dataset: Dataset, spec: str, n_parts: int, seed: int) -> list[Dataset]:
+    """Take every device's part at once: the same ones as :func:`take_part`.
+
+    Raises: DataError: no division fits.
+    """
+    parts = partition(spec, dataset.y, n_parts, seed, dataset.user)
+    return [
+        _as_part(dataset, indices, f"{spec}, part {number}/{n_parts}, seed {seed}" if n_parts > 1 else "")
+        for number, indices in enumerate(parts, start=1)
+    ]
+
+
+def _as_part(dataset: Dataset, indices: Indices, which: str) -> Dataset:
+    """The samples at ``indices`` with a class list of their own."""
+    taken = dataset.take(indices)
     present, y = np.unique(taken.y, return_inverse=True)
-    name = dataset.name if n_parts == 1 else f"{dataset.name} ({spec}, part {number}/{n_parts}, seed {seed})"
-    return replace(taken, y=y.astype(np.int64), classes=tuple(dataset.classes[c] for c in present), name=name)
+    classes = tuple(dataset.classes[c] for c in present)
+    return replace(
+        taken,
+        y=y.astype(np.int64),
+        classes=classes,
+        name=f"{dataset.name} ({which})" if which else dataset.name,
+    )
 
 
 def split_held_out(dataset: Dataset, fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:

@@ -12,6 +12,7 @@ reaches a device. Source: Hetero-SplitEE, arXiv 2512.09313.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,6 +153,30 @@ def server_step(suffix: nn.Module, optimizer: Sgd, h: torch.Tensor, y: torch.Ten
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.item()
+
+
+def mixed_server_step(
+    optimizer: Sgd, parts: Sequence[tuple[nn.Module, torch.Tensor, torch.Tensor]], *, seed: int
+) -> list[float]:
+    """Train one network on sub-batches that enter it at different cuts: the sample-weighted mean of their losses.
+
+    Args:
+        optimizer: over all layers that any sub-batch runs through.
+        parts: for each sub-batch the suffix of its cut, activations (B, ...) and labels (B,).
+        seed: of this step; dropout draws from it.
+    Returns: mean cross-entropy of each sub-batch before the update, nats.
+    """
+    n_samples = sum(len(y) for _, _, y in parts)
+    optimizer.zero_grad()
+    losses = []
+    with seeded(seed):
+        for suffix, h, y in parts:
+            suffix.train()
+            loss = cross_entropy(suffix(h), y)
+            (loss * (len(y) / n_samples)).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+    optimizer.step()
+    return losses
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Our models, in plain torch. Each is a function of its options, the input shape and the class count."""
+"""Models by name: ours, in plain torch, and the way to a user's own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from toolkit.errors import ModelError, did_you_mean
+from toolkit.nn.custom_model import check_options, find_maker, is_custom, make_custom
 from toolkit.nn.network import StagedNetwork
 from toolkit.nn.seeds import derive_seed, seeded
-from toolkit.wire.job import ModelSpec, Scalar
+from toolkit.wire.job import OWN_MODEL, ModelSpec, Scalar
 
 Stages = dict[str, nn.Module]
 
@@ -106,6 +107,27 @@ def resnet_small(spec: ModelSpec, *, width: int = 16) -> StagedNetwork:
     return _resnet(spec, blocks=(1, 1, 1), width=width, stem="cifar")
 
 
+def cnn1d(spec: ModelSpec, *, width: int = 32, depth: int = 4) -> StagedNetwork:
+    """``depth`` stages of convolution over time, batch norm and ReLU, for windows of sensor signals (F, W).
+
+    Each stage but the first halves the window and doubles the channels, ``width`` in the first.
+    """
+    if len(spec.input_shape) != 2:  # noqa: PLR2004 - features, window
+        raise ModelError(
+            f"Model {spec.name!r} takes windows (features, time steps); the data has shape {spec.input_shape}.",
+            hint="For tables use model 'mlp', for pictures 'resnet_small'.",
+        )
+    stages: Stages = {}
+    n_in = spec.input_shape[0]
+    for index in range(depth):
+        n_out = width * 2**index
+        stages[f"conv{index + 1}"] = nn.Sequential(
+            nn.Conv1d(n_in, n_out, 5, 2 if index else 1, 2, bias=False), nn.BatchNorm1d(n_out), nn.ReLU()
+        )
+        n_in = n_out
+    return StagedNetwork(stages, PooledClassifier(n_in, spec.n_classes))
+
+
 def mlp(spec: ModelSpec, *, width: int = 128, depth: int = 4) -> StagedNetwork:
     """``depth`` stages of linear, batch norm and ReLU, for tables; other shapes are flattened first."""
     n_in = 1
@@ -123,12 +145,47 @@ def _image_channels(spec: ModelSpec) -> int:
     if len(spec.input_shape) != 3:  # noqa: PLR2004 - channels, height, width
         raise ModelError(
             f"Model {spec.name!r} takes pictures (channels, height, width); the data has shape {spec.input_shape}.",
-            hint="For tables use model 'mlp'.",
+            hint="For tables use model 'mlp', for windows of signals 'cnn1d'.",
         )
     return spec.input_shape[0]
 
 
+def torchvision_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename a ResNet's tensors as torchvision names them.
+
+    Args:
+        state: ``state_dict()`` of our resnet18 or resnet34.
+    Returns: the same tensors without the prefixes ``stages.stem.``, ``stages.`` and ``classifier.``: what
+        torchvision's ``load_state_dict`` takes where width is 64 and stem is "imagenet".
+    """
+    return {_torchvision_name(name): tensor for name, tensor in state.items()}
+
+
+def from_torchvision_state(
+    network: StagedNetwork, state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Name the tensors of a torchvision ResNet as our network does: the way back from :func:`torchvision_state`.
+
+    Raises: ModelError: tensors are missing.
+    """
+    names = {_torchvision_name(name): name for name in network.state_dict()}
+    missing = sorted(set(names) - set(state))
+    if missing:
+        raise ModelError(
+            f"The state has {len(missing)} tensors too few for this network, the first is {missing[0]!r}."
+        )
+    return {ours: state[theirs] for theirs, ours in names.items()}
+
+
+def _torchvision_name(name: str) -> str:
+    for prefix in ("stages.stem.", "stages.", "classifier."):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
 MODELS: dict[str, Callable[..., StagedNetwork]] = {
+    "cnn1d": cnn1d,
     "mlp": mlp,
     "resnet18": resnet18,
     "resnet34": resnet34,
@@ -136,20 +193,45 @@ MODELS: dict[str, Callable[..., StagedNetwork]] = {
 }
 
 
-def check_model(name: str, options: Mapping[str, Scalar]) -> Callable[..., StagedNetwork]:
+def check_model(name: str, options: Mapping[str, Scalar]) -> Callable[[ModelSpec], StagedNetwork]:
     """Look a model up and check that it takes these options.
 
-    Returns: the function that makes it.
+    Args:
+        name: one of :data:`MODELS`, or a user's own as ``python:package.module:make_model``.
+        options: of the model.
+    Returns: a function that makes it.
     Raises: ModelError: no such model, or options it does not take.
     """
+    if is_custom(name):
+        maker = find_maker(name)
+        check_options(name, maker, options)
+        return lambda spec: make_custom(spec, maker)
     make = MODELS.get(name)
     if make is None:
-        raise ModelError(f"There is no model {name!r}.", hint=did_you_mean(name, MODELS), model=name)
-    known = {option for option, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    for option in options:
+        raise ModelError(
+            f"There is no model {name!r}.",
+            hint=f"{did_you_mean(name, MODELS)} Your own: {OWN_MODEL}package.module:make_model.",
+            model=name,
+        )
+    known = {
+        option: p for option, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY
+    }
+    for option, value in options.items():
         if option not in known:
             raise ModelError(f"Model {name!r} has no option {option!r}.", hint=did_you_mean(option, known))
-    return make
+        _check_value(name, option, value, known[option].default)
+    return lambda spec: make(spec, **spec.options)
+
+
+def _check_value(name: str, option: str, value: Scalar, default: Scalar) -> None:
+    """Our options are whole numbers from 1, or words."""
+    if type(value) is not type(default) or (isinstance(value, int) and value < 1):
+        expected = "a whole number from 1" if isinstance(default, int) else "a word"
+        raise ModelError(
+            f"Model {name!r}: option {option!r} is {value!r}; expected {expected}.",
+            hint=f"Its default is {default!r}.",
+            model=name,
+        )
 
 
 def build_network(spec: ModelSpec, *, seed: int) -> StagedNetwork:
@@ -158,8 +240,8 @@ def build_network(spec: ModelSpec, *, seed: int) -> StagedNetwork:
     Args:
         spec: name, input shape, class count and options.
         seed: the run's seed.
-    Raises: ModelError: no such model, or options it does not take.
+    Raises: ModelError: no such model, options it does not take, or a user's model that does not work.
     """
     make = check_model(spec.name, spec.options)
     with seeded(derive_seed(seed, "network")):
-        return make(spec, **spec.options)
+        return make(spec)
