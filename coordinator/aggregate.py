@@ -1,14 +1,17 @@
 """The cross-layer mean: layer l becomes the weighted mean over the copies that hold it.
 
-Source: Hetero-SplitEE, arXiv 2512.09313. Sums run in float64 with integer weights and one cast at the end, so a
-layer with one holder comes back bit for bit: (w * x) / w is exact while w < 2**29.
+Source: Hetero-SplitEE, arXiv 2512.09313. Sums run in float64 with integer weights, in the order that copies are added,
+with one cast at the end; a layer with one holder is copied, no arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
+
+_MEAN, _VAR = "running_mean", "running_var"
 
 
 class CrossLayerMean:
@@ -16,31 +19,59 @@ class CrossLayerMean:
 
     Tensors are told apart by name; a copy that lacks a layer simply lacks its names. Floating tensors are averaged,
     others (counters of batch norm) take the maximum.
+
+    Args:
+        bn: "mean" averages running variances as they are; "pooled" makes those of the pooled samples,
+            ``sum w (v + m^2) / sum w - mean^2``, since a mean of variances forgets the variance of means.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bn: Literal["mean", "pooled"] = "mean") -> None:
+        self._pools = bn == "pooled"
+        self._only: dict[str, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._weights: dict[str, int] = {}
         self._dtypes: dict[str, torch.dtype] = {}
 
     def add(self, tensors: Mapping[str, torch.Tensor], weight: int) -> None:
-        """Add one copy with a positive integer weight."""
+        """Add one copy with a positive integer weight; its tensors may change afterwards."""
         for name, tensor in tensors.items():
-            if not tensor.is_floating_point():
-                held = self._sums.get(name)
-                self._sums[name] = tensor.clone() if held is None else torch.maximum(held, tensor)
-                continue
-            term = tensor.to(torch.float64) * weight
+            mean = tensors.get(name.removesuffix(_VAR) + _MEAN) if self._is_pooled(name) else None
             if name in self._sums:
-                self._sums[name] += term
+                self._add(name, tensor, weight, mean)
+            elif name in self._only:
+                self._dtypes[name] = tensor.dtype
+                for term in (self._only.pop(name), (tensor, weight, mean)):
+                    self._add(name, *term)
             else:
-                self._sums[name] = term
-            self._weights[name] = self._weights.get(name, 0) + weight
-            self._dtypes[name] = tensor.dtype
+                self._only[name] = (tensor.clone(), weight, None if mean is None else mean.clone())
 
     def result(self) -> dict[str, torch.Tensor]:
         """The means of every layer that any added copy held; other layers stay as they were."""
-        return {
-            name: (total / self._weights[name]).to(self._dtypes[name]) if name in self._weights else total
-            for name, total in self._sums.items()
-        }
+        made = {name: tensor for name, (tensor, _, _) in self._only.items()}
+        for name, total in self._sums.items():
+            made[name] = self._finished(name, total)
+        return made
+
+    def _is_pooled(self, name: str) -> bool:
+        return self._pools and name.endswith(_VAR)
+
+    def _add(self, name: str, tensor: torch.Tensor, weight: int, mean: torch.Tensor | None) -> None:
+        held = self._sums.get(name)
+        if not tensor.is_floating_point():
+            self._sums[name] = tensor.clone() if held is None else torch.maximum(held, tensor)
+            return
+        term = tensor.to(torch.float64)
+        if mean is not None:
+            term = term + mean.to(torch.float64).square()
+        # Exact, fused or not: a float32 times an integer below 2**29 fits into float64.
+        self._sums[name] = term * weight if held is None else held.add_(term, alpha=weight)
+        self._weights[name] = self._weights.get(name, 0) + weight
+
+    def _finished(self, name: str, total: torch.Tensor) -> torch.Tensor:
+        if name not in self._weights:
+            return total
+        value = total / self._weights[name]
+        if self._is_pooled(name):
+            of_mean = name.removesuffix(_VAR) + _MEAN
+            value = (value - (self._sums[of_mean] / self._weights[of_mean]).square()).clamp_min(0)
+        return value.to(self._dtypes[name])

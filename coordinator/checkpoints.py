@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import torch
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, writing
 from toolkit.nn.weights import load_tensors, save_tensors, write_atomically
-from toolkit.wire.job import Job
+from toolkit.wire.job import Job, Scalar
 
 KEPT_GENERATIONS = 2
 _STATE_FILE = "checkpoint.json"
 _MODEL_FILE = "model.safetensors"
+_OF_DEVICE = "of-{}.safetensors"
 
 
 class CommittedState(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +34,9 @@ class CommittedState(msgspec.Struct, frozen=True, kw_only=True):
     jobs: dict[str, Job]
     lists: dict[str, tuple[int, int]]
     activation_shapes: dict[str, list[int]]
+    fingerprints: dict[str, str] = {}
+    strategy: str = "sequential"
+    strategy_options: dict[str, Scalar] = {}
     ledger_length: int = 0
     ledger_head: str = ""
 
@@ -79,38 +83,77 @@ class Generation:
         """
         return load_tensors(self.path / _MODEL_FILE)
 
+    def tensors_of_devices(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """Read what belongs to one device each, one at a time.
+
+        Raises: CheckpointError: damaged.
+        """
+        for device in self.state().jobs:
+            path = self.path / _OF_DEVICE.format(device)
+            if path.exists():
+                yield device, load_tensors(path)
+
+
+def newest_generation(folder: Path) -> Generation | None:
+    """Look for the newest committed generation, changing nothing; None where there is none."""
+    if not folder.is_dir():
+        return None
+    return max(
+        (Generation(path) for path in folder.iterdir() if path.name.isdigit()),
+        key=lambda generation: generation.round,
+        default=None,
+    )
+
 
 class Checkpoints:
     """All generations of a run.
 
     Args:
         folder: made if missing; what an interrupted commit left is removed.
+
+    Raises: MachineError: the disk refuses it; so does ``commit``.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob("*.new"):
-            shutil.rmtree(unfinished)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in folder.glob("*.new"):
+                shutil.rmtree(unfinished)
 
     def kept(self) -> list[Generation]:
         """Generations on disk, oldest first."""
         return [Generation(path) for path in sorted(self._folder.iterdir()) if path.name.isdigit()]
 
-    def commit(self, state: CommittedState, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Make a generation durable, then drop those beyond :data:`KEPT_GENERATIONS`."""
+    def commit(
+        self,
+        state: CommittedState,
+        tensors: Mapping[str, torch.Tensor],
+        of_devices: Iterable[tuple[str, Mapping[str, torch.Tensor]]] = (),
+    ) -> None:
+        """Make a generation durable, then drop those beyond :data:`KEPT_GENERATIONS`.
+
+        Args:
+            state: all but tensors.
+            tensors: of the model.
+            of_devices: what belongs to one device each; taken one at a time.
+        """
         place = self._folder / f"{state.round:06d}"
         beside = place.with_name(place.name + ".new")
-        beside.mkdir()
+        with writing(beside):
+            beside.mkdir()
         save_tensors(beside / _MODEL_FILE, tensors)
+        for device, kept in of_devices:
+            save_tensors(beside / _OF_DEVICE.format(device), kept)
         write_atomically(beside / _STATE_FILE, msgspec.json.format(msgspec.json.encode(state), indent=1))
-        if place.exists():  # the same round again, after an interrupted end of a run
-            shutil.rmtree(place)
-        beside.rename(place)
-        descriptor = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        for old in self.kept()[:-KEPT_GENERATIONS]:
-            shutil.rmtree(old.path)
+        with writing(place):
+            if place.exists():  # the same round again, after an interrupted end of a run
+                shutil.rmtree(place)
+            beside.rename(place)
+            descriptor = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            for old in self.kept()[:-KEPT_GENERATIONS]:
+                shutil.rmtree(old.path)

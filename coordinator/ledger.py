@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, writing
 
 GENESIS = hashlib.sha256(b"hsee ledger 1").digest()
 
@@ -103,9 +104,11 @@ class Ledger:
         length: rows to keep of an existing file; what stands beyond was never committed and is cut off.
 
     Raises: CheckpointError: the file's chain is broken within ``length``, or it is shorter.
+        MachineError: the disk refuses it; so do the methods that write.
     """
 
     def __init__(self, path: Path, *, length: int = 0) -> None:
+        self._path = path
         self.length = 0
         self.head = GENESIS
         kept = 0
@@ -118,25 +121,31 @@ class Ledger:
             raise CheckpointError(
                 f"{path} has {self.length} rows; its checkpoint names {length}.", path=str(path)
             )
-        self._file = path.open("ab")
-        self._file.truncate(kept)
+        with writing(path):
+            self._file = path.open("ab")
+            self._file.truncate(kept)
 
     def append(self, entry: Entry) -> None:
         """Add one entry; durable after the next :meth:`sync`."""
         content = msgspec.json.encode(entry)
         self.head = _chain(self.head, content)
-        self._file.write(msgspec.json.encode(Row(self.head.hex(), msgspec.Raw(content))) + b"\n")
+        with writing(self._path):
+            self._file.write(msgspec.json.encode(Row(self.head.hex(), msgspec.Raw(content))) + b"\n")
         self.length += 1
 
     def sync(self) -> None:
         """Write out and fsync what was appended."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Sync and close the file."""
-        self.sync()
-        self._file.close()
+        """Sync and close the file, which is closed whatever the disk says."""
+        try:
+            self.sync()
+        finally:
+            with suppress(OSError):  # it tries the same bytes again; the first refusal has been told
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
+import tomlkit
 
 from coordinator.registry import DataFacts
+from coordinator.wishes import wishes_of
 from toolkit.config import Run
-from toolkit.errors import ProfileError
+from toolkit.errors import PlanError, ProfileError, did_you_mean
 from toolkit.nn.cut import activation_shape, take_segment
 from toolkit.nn.recipe import eval_batches_in_round, steps_in_round
 from toolkit.nn.zoo import build_network
 from toolkit.plan.choose import choose_cuts
 from toolkit.plan.cost import DeviceInput, ServerInput
-from toolkit.plan.schema import Plan, plan_text
+from toolkit.plan.schema import plan_text
 from toolkit.profile.measure import measure_server
 from toolkit.profile.schema import Profile, misfit, parse_profile
 from toolkit.wire.job import Job, ModelSpec, OptimizerSpec
@@ -28,21 +31,133 @@ class FleetPlan:
     """The plan of a run and what follows from it for each device.
 
     Attributes:
+        text: plan.toml.
+        reasons: device id to why it is cut where it is, in words.
         lists: device id to (training batches, held-out batches) in a round.
         activation_shapes: of one sample at the device's cut.
     """
 
     version: int
-    choice: Plan
+    text: str
+    reasons: dict[str, str]
     jobs: dict[str, Job]
     lists: dict[str, tuple[int, int]]
     activation_shapes: dict[str, list[int]]
     classes: tuple[str, ...]
 
     @property
-    def text(self) -> str:
-        """plan.toml."""
-        return plan_text(self.choice)
+    def cuts(self) -> dict[str, str]:
+        """Device id to cut layer."""
+        return {device: job.cut for device, job in self.jobs.items()}
+
+
+class Planner(Protocol):
+    """Decides the cut of every device."""
+
+    def needs_measuring(self, settings: Run, hello: Hello) -> MeasureRequest | None:
+        """Say what a device must measure before it can be planned for, if anything."""
+        ...
+
+    def plan(self, run: str, settings: Run, facts: DataFacts, hellos: Mapping[str, Hello]) -> FleetPlan:
+        """Plan for the devices that take part.
+
+        Raises: ModelError: the model can't be built on this data. PlanError: a device has no feasible cut.
+        """
+        ...
+
+
+def measured_server(model: ModelSpec, settings: Run) -> ServerInput:
+    """Measure this machine's server steps."""
+    return ServerInput(
+        step_ms=measure_server(
+            model, batch_size=settings.batch_size, exit_head=settings.exit_head, threads=settings.threads
+        )
+    )
+
+
+class ProfilePlanner:
+    """Chooses cuts from the devices' profiles.
+
+    Args:
+        server: says how fast the server is; by default it is measured.
+    """
+
+    def __init__(self, server: Callable[[ModelSpec, Run], ServerInput] = measured_server) -> None:
+        self._server = server
+
+    def needs_measuring(self, settings: Run, hello: Hello) -> MeasureRequest | None:
+        """Ask a device to measure itself that brings no profile of this job."""
+        return needs_measuring(settings, hello)
+
+    def plan(self, run: str, settings: Run, facts: DataFacts, hellos: Mapping[str, Hello]) -> FleetPlan:
+        """See :class:`Planner`; each hello brings a profile that fits."""
+        model, lists = _model(settings, facts), _lists(settings, hellos)
+        codec = check_codec(settings.codec)
+        wishes = wishes_of(settings, hellos)
+        choice = choose_cuts(
+            [
+                DeviceInput(
+                    name=device,
+                    profile=_for_classes(parse_profile(hello.profile, where=device), model.n_classes),
+                    n_batches=lists[device][0],
+                    codec=codec,
+                )
+                for device, hello in hellos.items()
+            ],
+            server=self._server(model, settings),
+            objective=wishes.objective,
+            memory_share=wishes.memory_share,
+            slack=wishes.slack,
+            min_exit_accuracy=wishes.min_exit_accuracy,
+            exits=wishes.exits,
+            pins=wishes.pins,
+        )
+        reasons = {d.device: f"{d.reason} ({d.known})" for d in choice.devices}
+        return _fleet_plan(run, settings, facts, lists, choice.cuts, text=plan_text(choice), reasons=reasons)
+
+
+class GivenCuts:
+    """Takes cuts that somebody named.
+
+    Args:
+        cuts: device id to cut layer.
+        reason: where they come from, in words.
+    """
+
+    def __init__(self, cuts: Mapping[str, str], *, reason: str = "given") -> None:
+        self._cuts = dict(cuts)
+        self._reason = reason
+
+    def needs_measuring(self, settings: Run, hello: Hello) -> MeasureRequest | None:
+        """Ask for nothing: no time is weighed."""
+        del settings, hello
+        return None
+
+    def plan(self, run: str, settings: Run, facts: DataFacts, hellos: Mapping[str, Hello]) -> FleetPlan:
+        """See :class:`Planner`.
+
+        Raises: PlanError: a device has no cut.
+        """
+        for device in hellos:
+            if device not in self._cuts:
+                raise PlanError(
+                    f"No cut is given for device {device!r}.",
+                    hint=did_you_mean(device, self._cuts),
+                    device=device,
+                )
+        cuts = {device: self._cuts[device] for device in hellos}
+        document = tomlkit.document()
+        document.add(tomlkit.comment(f"Cut layers of a fleet: {self._reason}."))
+        document.add("cuts", tomlkit.item(cuts))
+        return _fleet_plan(
+            run,
+            settings,
+            facts,
+            _lists(settings, hellos),
+            cuts,
+            text=tomlkit.dumps(document),
+            reasons=dict.fromkeys(cuts, self._reason),
+        )
 
 
 def needs_measuring(settings: Run, hello: Hello) -> MeasureRequest | None:
@@ -61,54 +176,49 @@ def needs_measuring(settings: Run, hello: Hello) -> MeasureRequest | None:
     except ProfileError:
         return request
     wanted = _for_classes(profile, model.n_classes)
-    return (
-        request
-        if misfit(wanted, model, batch_size=settings.batch_size, exit_head=settings.exit_head)
-        else None
+    if misfit(wanted, model, batch_size=settings.batch_size, exit_head=settings.exit_head):
+        return request
+    # Another version's times are another program's; a profile that names none is taken at its word.
+    measured_by = profile.provenance.software.get("hsee")
+    is_stale = (
+        measured_by is not None
+        and hello.software.startswith("hsee ")
+        and hello.software != f"hsee {measured_by}"
     )
+    return request if is_stale else None
 
 
-def make_plan(run: str, settings: Run, facts: DataFacts, hellos: Mapping[str, Hello]) -> FleetPlan:
-    """Choose every device's cut and write its job.
-
-    Args:
-        run: its id.
-        settings: of the run.
-        facts: what the joined devices hold together.
-        hellos: of the devices that take part, each with a profile that fits.
-    Raises: ModelError: the model can't be built on this data. PlanError: a device has no feasible cut.
-    """
-    model = ModelSpec(
+def _model(settings: Run, facts: DataFacts) -> ModelSpec:
+    return ModelSpec(
         name=settings.model,
         input_shape=list(facts.input_shape),
         n_classes=len(facts.classes),
         options=settings.model_options,
     )
-    network = build_network(model, seed=settings.seed)
-    lists = {
+
+
+def _lists(settings: Run, hellos: Mapping[str, Hello]) -> dict[str, tuple[int, int]]:
+    return {
         device: (
             steps_in_round(hello.data.n_train, settings.batch_size, settings.round_steps),
             eval_batches_in_round(hello.data.n_eval, settings.batch_size, settings.eval_samples),
         )
         for device, hello in hellos.items()
     }
-    codec = check_codec(settings.codec)
-    choice = choose_cuts(
-        [
-            DeviceInput(
-                name=device,
-                profile=_for_classes(parse_profile(hello.profile, where=device), model.n_classes),
-                n_batches=lists[device][0],
-                codec=codec.partition("+")[0],
-            )
-            for device, hello in hellos.items()
-        ],
-        server=ServerInput(
-            step_ms=measure_server(
-                model, batch_size=settings.batch_size, exit_head=settings.exit_head, threads=settings.threads
-            )
-        ),
-    )
+
+
+def _fleet_plan(
+    run: str,
+    settings: Run,
+    facts: DataFacts,
+    lists: dict[str, tuple[int, int]],
+    cuts: Mapping[str, str],
+    *,
+    text: str,
+    reasons: dict[str, str],
+) -> FleetPlan:
+    model = _model(settings, facts)
+    network = build_network(model, seed=settings.seed)
     jobs = {
         device: Job(
             run=run,
@@ -123,19 +233,30 @@ def make_plan(run: str, settings: Run, facts: DataFacts, hellos: Mapping[str, He
             round_steps=settings.round_steps,
             eval_samples=settings.eval_samples,
             optimizer=OptimizerSpec(
-                lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+                lr=settings.lr,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+                schedule=settings.schedule,
             ),
             exit_head=settings.exit_head,
-            codec=codec,
+            codec=check_codec(settings.codec),
             threads=settings.threads,
         )
-        for device, cut in choice.cuts.items()
+        for device, cut in cuts.items()
     }
     shapes = {
-        device: list(activation_shape(take_segment(network, job.cut), model.input_shape))
-        for device, job in jobs.items()
+        cut: list(activation_shape(take_segment(network, cut), model.input_shape))
+        for cut in set(cuts.values())
     }
-    return FleetPlan(1, choice, jobs, lists, shapes, facts.classes)
+    return FleetPlan(
+        version=1,
+        text=text,
+        reasons=reasons,
+        jobs=jobs,
+        lists=lists,
+        activation_shapes={device: shapes[cut] for device, cut in cuts.items()},
+        classes=facts.classes,
+    )
 
 
 def _for_classes(profile: Profile, n_classes: int) -> Profile:

@@ -6,9 +6,17 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from toolkit.errors import DataError
+from toolkit.config import Run
+from toolkit.errors import DataError, ModelError
+from toolkit.nn.zoo import build_network
+from toolkit.wire.job import ModelSpec
 from toolkit.wire.limits import PROTOCOL_VERSION
 from toolkit.wire.messages import DataSummary, Hello
+
+MAX_NAMED = 6
+"""A refusal names no more classes than this, and of each no more than ``MAX_NAME_CHARACTERS``."""
+MAX_NAME_CHARACTERS = 40
+MIN_CLASSES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,7 @@ def refusal_of(
     classes: Sequence[str],
     input_shape: Sequence[int] | None,
     members: Iterable[str] | None,
+    fingerprint: str | None = None,
 ) -> tuple[str, str] | None:
     """Say why a hello can't be accepted.
 
@@ -37,6 +46,7 @@ def refusal_of(
         classes: the run's class list if it is set already, else empty.
         input_shape: of the run's data if it is known already.
         members: devices of the plan once there is one; nobody else joins then.
+        fingerprint: of the data that the plan was made for; its lists of batches hold for no other.
     Returns: (code, message for the device's owner), or None where it is welcome.
     """
     if hello.device != device:
@@ -47,19 +57,50 @@ def refusal_of(
             f"The coordinator speaks protocol {PROTOCOL_VERSION}; the device speaks {hello.protocols}.",
         )
     if members is not None and device not in members:
-        return "late", "The run began without this device. Start it before the run, or start a new run."
-    if input_shape is not None and list(hello.data.input_shape) != list(input_shape):
+        return "late", "The run began without this device."
+    return _refusal_of_data(hello.data, classes, input_shape, fingerprint)
+
+
+def _refusal_of_data(
+    data: DataSummary, classes: Sequence[str], input_shape: Sequence[int] | None, fingerprint: str | None
+) -> tuple[str, str] | None:
+    if input_shape is not None and list(data.input_shape) != list(input_shape):
         return "shape", (
-            f"This device's samples have shape {hello.data.input_shape}; the run's have {list(input_shape)}."
-            " All devices of a run need samples of one shape."
+            f"This device's samples have shape {data.input_shape}; the run's have {list(input_shape)}."
         )
-    unknown = [name for name in hello.data.classes if name not in classes] if classes else []
+    unknown = [name for name in data.classes if name not in classes] if classes else []
     if unknown:
         return "classes", (
-            f"This device holds classes that the run does not have: {', '.join(unknown)}."
-            f" The run's classes are {', '.join(classes)}."
+            f"This device holds classes that the run does not have: {_named(unknown)}."
+            f" The run's classes are {_named(classes)}."
         )
+    if fingerprint is not None and data.fingerprint != fingerprint:
+        return "data", "This device's data changed since the run began."
     return None
+
+
+def refusal_of_model(settings: Run, input_shape: Sequence[int]) -> tuple[str, str] | None:
+    """Say why the run's model can't be built for a device's samples, before the device measures itself for it."""
+    spec = ModelSpec(
+        name=settings.model,
+        input_shape=list(input_shape),
+        n_classes=max(MIN_CLASSES, len(settings.classes)),
+        options=settings.model_options,
+    )
+    try:
+        build_network(spec, seed=settings.seed)
+    except ModelError as exc:
+        return "model", exc.message
+    return None
+
+
+def _named(names: Sequence[str]) -> str:
+    """List names so that any number of them, however long, fits a message."""
+    short = [
+        n if len(n) <= MAX_NAME_CHARACTERS else f"{n[:MAX_NAME_CHARACTERS]}..." for n in names[:MAX_NAMED]
+    ]
+    more = len(names) - len(short)
+    return ", ".join(short) + (f" and {more} more" if more else "")
 
 
 def unite(summaries: Sequence[DataSummary], *, classes: Sequence[str] = ()) -> DataFacts:
@@ -72,7 +113,7 @@ def unite(summaries: Sequence[DataSummary], *, classes: Sequence[str] = ()) -> D
     Raises: DataError: fewer than two classes in all.
     """
     names = tuple(classes) or tuple(sorted({name for s in summaries for name in s.classes}, key=_natural))
-    if len(names) < 2:  # noqa: PLR2004 - a classifier's least
+    if len(names) < MIN_CLASSES:
         raise DataError(
             f"The devices hold the class {names[0]!r} only.", hint="Training needs at least two classes."
         )
@@ -86,8 +127,7 @@ def unite(summaries: Sequence[DataSummary], *, classes: Sequence[str] = ()) -> D
     return DataFacts(names, tuple(summaries[0].input_shape), tuple(mean), tuple(std))
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts class 10 behind class 9."""
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part
-    ]
+def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that puts class 10 behind class 9; names with one key, as 1 and 01, stand in plain order."""
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name

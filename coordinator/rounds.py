@@ -6,12 +6,20 @@ Pure of network and clock: deliveries and times are handed in. A device's list i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from coordinator.ledger import Aggregated, Applied, Closed, Entry, Opened, Void
-from coordinator.strategy.base import DeviceProgress, RoundView, Strategy
+from coordinator.strategy.base import (
+    DeviceProgress,
+    PooledBatch,
+    PoolView,
+    RoundView,
+    Strategy,
+    SubBatch,
+)
 from toolkit.errors import StrategyError
 from toolkit.wire.payloads import Batch
 
@@ -19,14 +27,39 @@ from toolkit.wire.payloads import Batch
 class Trainer(Protocol):
     """What the loop needs of the server's model."""
 
+    @property
+    def resident(self) -> Collection[str]:
+        """Devices whose copy is in memory."""
+        ...
+
+    @property
+    def n_free_copies(self) -> int:
+        """Copies that can be opened before another has to leave the memory."""
+        ...
+
     def apply(self, device: str, batch: Batch, *, round_: int, seq: int) -> float:
         """Train on one batch; returns its loss, nats."""
+        ...
+
+    def pool(self, device: str, batch: Batch, *, seq: int) -> None:
+        """Keep one batch for the round's mixed steps."""
+
+    def begin_mixing(self, batches: Sequence[PooledBatch]) -> None:
+        """Say how sub-batches count the pool's batches."""
+
+    def apply_mixed(self, parts: Sequence[SubBatch], *, round_: int, step: int) -> list[float]:
+        """Train on samples of several devices; returns each sub-batch's loss, nats."""
+        ...
 
     def aggregate(self, weights: Mapping[str, int]) -> None:
-        """Make one network of the copies."""
+        """Make one network of the copies, and drop them all."""
+
+    def end_round(self) -> None:
+        """Forget what was gathered for the round."""
 
     def n_correct(self, device: str, batch: Batch) -> int:
         """Count held-out samples classified right."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +78,14 @@ class DeviceRound:
     n_train: int
     n_eval: int
     next: int = 1
+    ready_to: int = 1
     waiting: dict[int, Delivery] = field(default_factory=dict)
     held_out: list[Batch] = field(default_factory=list)
     excused: str = ""
     n_samples: int = 0
     n_bytes: int = 0
     loss_sum: float = 0.0
+    loss_weight: float = 0.0
     exit_loss_sum: float = 0.0
 
     @property
@@ -70,10 +105,14 @@ class DeviceRound:
 
     def n_ready(self) -> int:
         """Training batches that are here in order."""
-        seq = self.next
-        while seq <= self.n_train and seq in self.waiting:
-            seq += 1
-        return max(0, seq - self.next)
+        return max(0, self.ready_to - self.next)
+
+    def put(self, seq: int, delivery: Delivery) -> None:
+        """Take a delivery in."""
+        self.waiting[seq] = delivery
+        self.n_bytes += delivery.n_bytes
+        while self.ready_to <= self.n_train and self.ready_to in self.waiting:
+            self.ready_to += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +155,8 @@ class RoundLoop:
         trainer: computes.
         record: takes each ledger entry.
         lists: device id to (training batches, held-out batches) in a round.
+        cuts: device id to cut layer.
+        batch_size: of the run.
         seed: of the run.
         window: batches a device may be ahead of its cursor.
         round_: the round last closed.
@@ -128,6 +169,8 @@ class RoundLoop:
         *,
         record: Callable[[Entry], None],
         lists: Mapping[str, tuple[int, int]],
+        cuts: Mapping[str, str],
+        batch_size: int,
         seed: int,
         window: int,
         round_: int = 0,
@@ -136,17 +179,24 @@ class RoundLoop:
         self._trainer = trainer
         self._record = record
         self._lists = dict(sorted(lists.items()))
+        self._cuts = cuts
+        self._batch_size = batch_size
         self._seed = seed
         self.window = window
         self.round = round_
         self.opened_at = 0.0
         self.devices: dict[str, DeviceRound] = {}
+        self._is_overdue = False
+        self._pooled: list[PooledBatch] = []
+        self._mixes: deque[tuple[int, Sequence[SubBatch]]] | None = None
 
     def open(self, now: float) -> None:
         """Open the next round for every device of the plan."""
         self.round += 1
         self.opened_at = now
         self.devices = {device: DeviceRound(*owed) for device, owed in self._lists.items()}
+        self._is_overdue = False
+        self._pooled, self._mixes = [], None
         self._record(Opened(self.round, self._lists))
 
     def wants(self, device: str, *, round_: int, seq: int) -> bool:
@@ -163,8 +213,7 @@ class RoundLoop:
     def deliver(self, device: str, seq: int, delivery: Delivery) -> None:
         """Take a delivery that is wanted; held-out batches at the cursor are put aside at once."""
         held = self.devices[device]
-        held.waiting[seq] = delivery
-        held.n_bytes += delivery.n_bytes
+        held.put(seq, delivery)
         self._keep_held_out(device, held)
 
     def limit(self, device: str) -> int:
@@ -177,20 +226,37 @@ class RoundLoop:
         self.devices[device].excused = reason
 
     def welcome_back(self, device: str) -> None:
-        """Expect a device again that had been excused."""
-        self.devices[device].excused = ""
+        """Expect a device again that had been excused, unless the round waits for nobody any more."""
+        if not self._is_overdue and self._mixes is None:
+            self.devices[device].excused = ""
+
+    def stop_waiting(self, reason: str) -> None:
+        """Excuse every device that still owes; what is here is trained on, what comes now is refused."""
+        self._is_overdue = True
+        for held in self.devices.values():
+            if not held.complete:
+                held.excused = reason
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the round stopped waiting for its devices."""
+        return self._is_overdue
 
     @property
     def complete(self) -> bool:
         """Whether the round has all that it waits for, trained."""
-        return all(held.complete for held in self.devices.values())
+        mixed = self._strategy.mode != "pooled" or (self._mixes is not None and not self._mixes)
+        return mixed and all(held.complete for held in self.devices.values())
 
     def train_one(self) -> str | None:
-        """Train on the batch that the strategy chooses.
+        """Train on the batch that the strategy chooses, or make the next mixed step.
 
-        Returns: its device, or None where nothing can be done before a delivery.
+        Returns: its device (the strategy's name for a mixed step), or None where nothing can be done before a
+            delivery.
         Raises: StrategyError: it named a device with no batch here. TrainingError: the loss is not finite.
         """
+        if self._strategy.mode == "pooled":
+            return self._pool_one() or self._mix_one()
         device = self._strategy.next_device(self._view())
         if device is None:
             return None
@@ -200,12 +266,9 @@ class RoundLoop:
                 f"Strategy {self._strategy.name!r} chose {device!r}, which has no batch here."
             )
         delivery = held.waiting.pop(held.next)
-        loss = self._trainer.apply(device, delivery.batch, round_=self.round, seq=held.next)
-        held.loss_sum += loss
-        held.exit_loss_sum += delivery.batch.exit_loss
-        held.n_samples += len(delivery.batch.y)
-        self._enter(device, held, delivery, evaluated=False)
-        self._keep_held_out(device, held)
+        held.loss_sum += self._trainer.apply(device, delivery.batch, round_=self.round, seq=held.next)
+        held.loss_weight += 1
+        self._enter_trained(device, held, delivery)
         return device
 
     def close(self, now: float, reason: str) -> RoundReport:
@@ -218,14 +281,62 @@ class RoundLoop:
         for device, held in self.devices.items():
             if held.next <= held.n_owed:
                 self._record(Void(device, self.round, held.next, held.n_owed, held.excused or reason))
-        if self._strategy.per_device_copies:
-            weights = dict(self._strategy.weights(self._view()))
-            if weights:
-                self._trainer.aggregate(weights)
+        if self._strategy.mode == "copies":
+            weights = self._checked_weights()
+            self._trainer.aggregate(weights)
             self._record(Aggregated(self.round, weights))
+        self._trainer.end_round()
         self._record(Closed(self.round, reason))
         reports = tuple(self._report(device, held) for device, held in self.devices.items())
         return RoundReport(self.round, now - self.opened_at, reason, reports)
+
+    def _pool_one(self) -> str | None:
+        for device, held in self.devices.items():
+            if held.n_ready():
+                delivery = held.waiting.pop(held.next)
+                self._trainer.pool(device, delivery.batch, seq=held.next)
+                n_samples = len(delivery.batch.y)
+                self._pooled.append(PooledBatch(device, held.next, self._cuts[device], n_samples))
+                self._enter_trained(device, held, delivery)
+                return device
+        return None
+
+    def _mix_one(self) -> str | None:
+        if not all(held.complete for held in self.devices.values()):
+            return None
+        if self._mixes is None:
+            self._pooled.sort(key=lambda batch: (batch.device, batch.seq))
+            self._trainer.begin_mixing(self._pooled)
+            pool = PoolView(self.round, self._seed, self._batch_size, tuple(self._pooled))
+            steps = self._strategy.mixed_steps(pool) if self._pooled else []
+            self._mixes = deque(enumerate(steps, start=1))
+        if not self._mixes:
+            return None
+        step, parts = self._mixes.popleft()
+        losses = self._trainer.apply_mixed(parts, round_=self.round, step=step)
+        for part, loss in zip(parts, losses, strict=True):
+            for index in part.batches.tolist():
+                held = self.devices[self._pooled[index].device]
+                held.loss_sum += loss
+                held.loss_weight += 1
+        return self._strategy.name
+
+    def _checked_weights(self) -> dict[str, int]:
+        weights = dict(self._strategy.weights(self._view()))
+        for device, weight in weights.items():
+            held = self.devices.get(device)
+            if held is None or not held.n_applied or weight < 1:
+                raise StrategyError(
+                    f"Strategy {self._strategy.name!r} weighs {device!r} with {weight} in round {self.round}.",
+                    hint="Weights are whole numbers from 1, of devices that trained in the round.",
+                )
+        return weights
+
+    def _enter_trained(self, device: str, held: DeviceRound, delivery: Delivery) -> None:
+        held.exit_loss_sum += delivery.batch.exit_loss
+        held.n_samples += len(delivery.batch.y)
+        self._enter(device, held, delivery, evaluated=False)
+        self._keep_held_out(device, held)
 
     def _enter(self, device: str, held: DeviceRound, delivery: Delivery, *, evaluated: bool) -> None:
         batch = delivery.batch
@@ -239,20 +350,15 @@ class RoundLoop:
             self._enter(device, held, delivery, evaluated=True)
 
     def _view(self) -> RoundView:
-        return RoundView(
-            self.round,
-            self._seed,
-            tuple(
-                DeviceProgress(
-                    device,
-                    n_owed=held.n_applied if held.excused and not held.n_ready() else held.n_train,
-                    n_applied=held.n_applied,
-                    n_ready=held.n_ready(),
-                    n_samples=held.n_samples,
-                )
-                for device, held in self.devices.items()
-            ),
-        )
+        resident = self._trainer.resident
+        progress = []
+        for device, held in self.devices.items():
+            n_applied, n_ready = held.n_applied, held.n_ready()
+            n_owed = n_applied + n_ready if held.excused else held.n_train
+            progress.append(
+                DeviceProgress(device, n_owed, n_applied, n_ready, held.n_samples, device in resident)
+            )
+        return RoundView(self.round, self._seed, tuple(progress), self.window, self._trainer.n_free_copies)
 
     def _report(self, device: str, held: DeviceRound) -> DeviceReport:
         n_eval = sum(len(batch.y) for batch in held.held_out)
@@ -265,7 +371,7 @@ class RoundLoop:
             n_bytes=held.n_bytes,
             n_eval=n_eval,
             exit_loss=held.exit_loss_sum / n_steps if n_steps else None,
-            server_loss=held.loss_sum / n_steps if n_steps else None,
+            server_loss=held.loss_sum / held.loss_weight if held.loss_weight else None,
             exit_accuracy=sum(batch.exit_correct for batch in held.held_out) / n_eval if n_eval else None,
             server_accuracy=n_server / n_eval if n_eval else None,
         )

@@ -24,7 +24,7 @@ import msgspec
 from coordinator.checkpoints import Checkpoints
 from coordinator.ledger import Ledger
 from coordinator.rounds import RoundReport
-from toolkit.errors import CheckpointError, RunError
+from toolkit.errors import CheckpointError, RunError, writing
 from toolkit.nn.weights import write_atomically
 
 Status = Literal["waiting", "training", "finished", "failed", "stopped"]
@@ -66,13 +66,15 @@ class RunFolder:
         path: of the folder; made if missing.
         run: the run's id.
 
-    Raises: RunError: another coordinator holds it.
+    Raises: RunError: another coordinator holds it. CheckpointError: what it holds is damaged.
+        MachineError: the disk refuses it; so do the methods that write.
     """
 
     def __init__(self, path: Path, run: str) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("w")
         self.path = path
-        self._lock = (path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -81,8 +83,12 @@ class RunFolder:
                 f"Another coordinator is at work in {path}.",
                 hint="Stop it first, or start a run of another name.",
             ) from exc
-        self.record = self._read_record(run)
-        self.checkpoints = Checkpoints(path / "checkpoints")
+        try:
+            self.record = self._read_record(run)
+            self.checkpoints = Checkpoints(path / "checkpoints")
+        except BaseException:
+            self._lock.close()
+            raise
 
     def take_up(self) -> int:
         """Raise the term durably, before anything is said to anybody.
@@ -105,8 +111,7 @@ class RunFolder:
         """Say where the run stands."""
         self.record.status = status
         self.record.detail = detail
-        if status in ("finished", "failed", "stopped"):
-            self.record.ended = _now()
+        self.record.ended = _now() if status in ("finished", "failed", "stopped") else ""
         self.save_record()
 
     def save_record(self) -> None:
@@ -127,6 +132,7 @@ class RunFolder:
         state = generations[-1].state()
         ledger = Ledger(path, length=state.ledger_length)
         if ledger.head.hex() != state.ledger_head:
+            ledger.close()
             raise CheckpointError(
                 f"{path} is not the ledger that the newest checkpoint names.", path=str(path)
             )
@@ -135,7 +141,8 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> Path:
         """Write a file that people read; ``name`` may hold one folder."""
         path = self.path / name
-        path.parent.mkdir(exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
         write_atomically(path, text.encode())
         return path
 
@@ -157,7 +164,7 @@ class RunFolder:
         """Add a round's rows to metrics.csv."""
         path = self.path / "metrics.csv"
         fresh = not path.exists()
-        with path.open("a", newline="") as file:
+        with writing(path), path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
                 writer.writerow(METRICS)
@@ -178,13 +185,13 @@ class RunFolder:
                 )
 
     def trim_metrics(self, rounds_closed: int) -> None:
-        """Drop rows of rounds that a resumed run will close again."""
+        """Drop rows of rounds that a resumed run will close again, and what an interrupted write left."""
         path = self.path / "metrics.csv"
         if not path.exists():
             return
         with path.open(newline="") as file:
-            header, *rows = list(csv.reader(file)) or [list(METRICS)]
-        lines = [header, *(row for row in rows if int(row[0]) <= rounds_closed)]
+            rows = [row for row in csv.reader(file) if len(row) == len(METRICS) and row[0].isdecimal()]
+        lines = [METRICS, *(row for row in rows if int(row[0]) <= rounds_closed)]
         write_atomically(path, "".join(",".join(line) + "\r\n" for line in lines).encode())
 
     def close(self) -> None:

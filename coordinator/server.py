@@ -6,7 +6,9 @@ batch. The link's own thread keeps the connection alive meanwhile.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -16,16 +18,17 @@ import torch
 from coordinator.checkpoints import CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
 from coordinator.ledger import Issued, Planned, TermRaised
-from coordinator.planning import make_plan, needs_measuring
-from coordinator.registry import refusal_of, unite
+from coordinator.planning import Planner, ProfilePlanner
+from coordinator.registry import refusal_of, refusal_of_model, unite
 from coordinator.rounds import Delivery, RoundLoop
 from coordinator.run_folder import RunFolder, Status
 from coordinator.server_model import ServerModel
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.config import Run
-from toolkit.errors import HseeError, PartialError, RemoteProtocolError
+from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received
 from toolkit.wire import chunks, frames, payloads, seats
+from toolkit.wire.limits import MAX_TEXT_CHARACTERS
 from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Phase, State
 from toolkit.wire.seats import Seat, SeatPhase
 from toolkit.wire.topics import Topics
@@ -38,6 +41,8 @@ OFFLINE_GRACE_S = 30.0
 WAITING_BUDGET_BYTES = 256 * 1024 * 1024
 """Activations that may wait in memory, all devices together; credit follows from it."""
 MAX_WINDOW = 64
+SCRATCH = "scratch"
+"""Folder in the run folder for what does not fit the memory."""
 
 
 @dataclass(slots=True)
@@ -60,6 +65,8 @@ class Coordinator:
         clock: monotonic seconds.
         observe: takes each event of the run.
         device: torch device of the server's steps.
+        planner: decides the cuts; by default from the devices' profiles.
+        make_model: makes the server's model.
         connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
@@ -73,6 +80,8 @@ class Coordinator:
         clock: Callable[[], float],
         observe: Callable[[RunEvent], None],
         device: torch.device | str = "cpu",
+        planner: Planner | None = None,
+        make_model: Callable[..., ServerModel] = ServerModel,
         connect_s: float = CONNECT_S,
     ) -> None:
         self._link = link
@@ -83,7 +92,9 @@ class Coordinator:
         self._observe = observe
         self._device = device
         self.run = folder.record.run
-        self._strategy = make_strategy(settings.strategy)
+        self._strategy = make_strategy(settings.strategy, settings.strategy_options)
+        self._planner = planner or ProfilePlanner()
+        self._make_model = make_model
         self._ledger = folder.open_ledger()
         self.term = folder.take_up()
         self._ledger.append(TermRaised(self.term))
@@ -93,6 +104,7 @@ class Coordinator:
         self._underway: Underway | None = None
         self._started_at = clock()
         self._first_contact_by: float | None = self._started_at + connect_s
+        self._trying_said = False
         self._waiting_said: tuple[str, ...] | None = None
         self.n_refused_messages = 0
         self.status: Status = "waiting"
@@ -108,7 +120,7 @@ class Coordinator:
         generations = self._folder.checkpoints.kept()
         if generations:
             underway = self._take_up(generations[-1].state())
-            underway.model.load_state(generations[-1].tensors())
+            underway.model.load_state(generations[-1].tensors(), generations[-1].tensors_of_devices())
             self._folder.trim_metrics(underway.state.round)
             self._observe(Notice(f"Taking up run {self.run} after round {underway.state.round}."))
             self._begin(underway)
@@ -119,13 +131,19 @@ class Coordinator:
     def poll(self, timeout_s: float) -> None:
         """Do what there is to do, waiting at most ``timeout_s`` for something to arrive.
 
-        Raises: HseeError: the run can't go on; it is marked failed and devices are told.
+        Raises: MachineError: this machine can't go on; the run can, when it is resumed. HseeError: the run can't
+            go on; it is marked failed and devices are told.
         """
         try:
             busy = self._work()
             for event in self._link.poll(0.0 if busy else timeout_s):
                 self._on_link(event)
             self._keep_told()
+        except MachineError as exc:
+            # A disk that is full now may have room at the resume: devices wait for that.
+            with suppress(MachineError):
+                self.end("stopped", exc.message)
+            raise
         except HseeError as exc:
             self.end("failed", exc.message)
             raise
@@ -139,14 +157,20 @@ class Coordinator:
             for device in self._seats:
                 self._tell(device, status)
         self._publish_bridge("offline")
-        self._folder.set_status(status, detail)
         self._observe(Ended(status, detail))
+        self._folder.set_status(status, detail)
 
     def close(self) -> None:
-        """Leave the broker and let the folder go."""
+        """Leave the broker and let the folder go.
+
+        Raises: MachineError: the ledger's last rows can't be written; they belong to no commit.
+        """
         self._link.close()
-        self._ledger.close()
-        self._folder.close()
+        try:
+            self._ledger.close()
+        finally:
+            shutil.rmtree(self._folder.path / SCRATCH, ignore_errors=True)
+            self._folder.close()
 
     # What is there to do
 
@@ -163,8 +187,11 @@ class Coordinator:
             return True
         self._excuse_the_lost(loop, now)
         deadline_s = self._settings.round_deadline_s
-        if loop.complete or (deadline_s > 0 and now - loop.opened_at >= deadline_s):
-            self._close_round(self._underway, now, "complete" if loop.complete else "deadline")
+        if loop.complete:
+            self._close_round(self._underway, now, "deadline" if loop.is_overdue else "complete")
+            return True
+        if deadline_s > 0 and now - loop.opened_at >= deadline_s and not loop.is_overdue:
+            loop.stop_waiting("deadline")
             return True
         return False
 
@@ -191,12 +218,13 @@ class Coordinator:
 
     def _plan(self, hellos: dict[str, Hello]) -> None:
         facts = unite([hello.data for hello in hellos.values()], classes=self._settings.classes)
-        plan = make_plan(self.run, self._settings, facts, hellos)
+        plan = self._planner.plan(self.run, self._settings, facts, hellos)
         self._folder.write_text("plan.toml", plan.text)
         for device, hello in hellos.items():
-            self._folder.write_text(f"profiles/{device}.toml", hello.profile)
+            if hello.profile:
+                self._folder.write_text(f"profiles/{device}.toml", hello.profile)
         self._observe(PlanMade(plan))
-        self._ledger.append(Planned(plan.version, {device: job.cut for device, job in plan.jobs.items()}))
+        self._ledger.append(Planned(plan.version, plan.cuts))
         underway = self._take_up(
             CommittedState(
                 round=0,
@@ -204,6 +232,9 @@ class Coordinator:
                 jobs=plan.jobs,
                 lists=plan.lists,
                 activation_shapes=plan.activation_shapes,
+                fingerprints={device: hello.data.fingerprint for device, hello in hellos.items()},
+                strategy=self._settings.strategy,
+                strategy_options=self._settings.strategy_options,
             )
         )
         self._commit(underway)
@@ -212,13 +243,15 @@ class Coordinator:
     def _take_up(self, state: CommittedState) -> Underway:
         """Build model and loop as a committed state has them."""
         job = state.common
-        model = ServerModel(
+        self._strategy = make_strategy(state.strategy, state.strategy_options)
+        model = self._make_model(
             job.model,
             cuts=state.cuts,
             optimizer=job.optimizer,
             rounds=job.rounds,
             seed=job.seed,
-            per_device_copies=self._strategy.per_device_copies,
+            strategy=self._strategy,
+            scratch=self._folder.path / SCRATCH,
             device=self._device,
         )
         largest = max(job.batch_size * 4 * prod(shape) for shape in state.activation_shapes.values())
@@ -227,6 +260,8 @@ class Coordinator:
             model,
             record=self._ledger.append,
             lists=state.lists,
+            cuts=state.cuts,
+            batch_size=job.batch_size,
             seed=job.seed,
             window=max(2, min(MAX_WINDOW, WAITING_BUDGET_BYTES // (largest * len(state.jobs)))),
             round_=state.round,
@@ -282,7 +317,7 @@ class Coordinator:
             ledger_length=self._ledger.length,
             ledger_head=self._ledger.head.hex(),
         )
-        self._folder.checkpoints.commit(underway.state, underway.model.state())
+        self._folder.checkpoints.commit(underway.state, underway.model.state(), underway.model.kept())
 
     def _excuse_the_lost(self, loop: RoundLoop, now: float) -> None:
         for device, held in loop.devices.items():
@@ -306,6 +341,9 @@ class Coordinator:
                     self._observe(Notice(f"Lost the broker: {error.message} Trying again."))
                 elif not error.retryable or self._clock() >= due:
                     raise error
+                elif not self._trying_said:
+                    self._trying_said = True
+                    self._observe(Notice(f"{error.message} Trying again for {due - self._clock():.0f} s."))
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(topic, payload)
@@ -342,17 +380,22 @@ class Coordinator:
 
     def _on_hello(self, device: str, hello: Hello) -> None:
         state = self._underway.state if self._underway else None
-        known = [
-            seat.hello for seat in self._seats.values() if seat.hello is not None and seat.device != device
+        present = [
+            seat.hello.data.input_shape
+            for seat in self._seats.values()
+            if seat.hello is not None and seat.device != device and seat.connected
         ]
         refusal = refusal_of(
             hello,
             device=device,
             classes=state.common.classes if state else self._settings.classes,
-            input_shape=known[0].data.input_shape if known else None,
+            input_shape=state.common.model.input_shape if state else next(iter(present), None),
             members=state.jobs if state else None,
+            fingerprint=state.fingerprints.get(device) if state else None,
         )
-        measure = None if refusal else needs_measuring(self._settings, hello)
+        if refusal is None and state is None and not present:
+            refusal = refusal_of_model(self._settings, hello.data.input_shape)
+        measure = None if refusal else self._planner.needs_measuring(self._settings, hello)
         seat = self._seat(device)
         fresh = (
             hello.boot_nonce != seat.boot_nonce
@@ -390,6 +433,7 @@ class Coordinator:
             body,
             activation_shape=state.activation_shapes[device],
             n_classes=len(state.common.classes),
+            batch_size=state.jobs[device].batch_size,
         )
         loop.deliver(device, header.seq, Delivery(batch, header.sha256.hex(), len(whole)))
 
@@ -414,7 +458,8 @@ class Coordinator:
 
     def _tell(self, device: str, phase: Phase) -> None:
         seat = self._seats[device]
-        if not seat.incarnation or self._underway is None:
+        # A device may have joined and left again before the plan was made.
+        if not seat.incarnation or self._underway is None or device not in self._underway.state.jobs:
             return
         loop, plan_version = self._underway.loop, self._underway.state.plan_version
         self._seats[device] = replace(seat, n=seat.n + 1)
@@ -432,7 +477,7 @@ class Coordinator:
             watermark_seq=held.n_owed if durable else 0,
             plan_version=plan_version,
             round_left_s=max(0.0, loop.opened_at + deadline_s - now) if deadline_s else 0.0,
-            detail=self.detail,
+            detail=self.detail[:MAX_TEXT_CHARACTERS],
         )
         self._told[device] = (now, state.round, state.limit)
         self._send(device, state)

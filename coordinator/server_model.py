@@ -1,35 +1,39 @@
-"""The coordinator's half of the network: one network, or a copy a device that becomes one at the round's end."""
+"""The coordinator's half of the network: one network, a copy a device that becomes one, or a pool it is trained from."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
-from torch import nn
 
 from coordinator.aggregate import CrossLayerMean
+from coordinator.copies import MOMENTUM, Copy, CopyShelf, MomentumShelf
+from coordinator.pool import ActivationPool
+from coordinator.strategy.base import PooledBatch, Strategy, SubBatch
 from toolkit.errors import TrainingError
 from toolkit.nn.cut import depth_of, take_suffix
 from toolkit.nn.seeds import derive_seed
-from toolkit.nn.sgd import Sgd
-from toolkit.nn.steps import lr_at, make_optimizer, server_eval, server_step
+from toolkit.nn.steps import (
+    lr_at,
+    make_optimizer,
+    mixed_server_step,
+    server_eval,
+    server_step,
+)
 from toolkit.nn.weights import load_training_state, training_state
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
 from toolkit.wire.payloads import Batch
 
-MOMENTUM_MODES = ("average", "reset")
-"""What becomes of the copies' momentum at an aggregation: averaged like parameters, or started anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A device's own suffix and its optimizer, for one round."""
-
-    suffix: nn.Module
-    optimizer: Sgd
+COPIES_BUDGET_BYTES = 512 * 1024 * 1024
+"""Memory for copies where the strategy names no number of them."""
+POOL_CAP_BYTES = 256 * 1024 * 1024
+"""Pooled activations in memory; what comes after goes to disk."""
+_TENSORS_A_COPY = 3
+"""A trained parameter stands there three times: itself, its gradient, its momentum."""
 
 
 class ServerModel:
@@ -41,8 +45,8 @@ class ServerModel:
         optimizer: of the server's steps.
         rounds: of the run, for the schedule.
         seed: of the run.
-        per_device_copies: as the strategy says.
-        momentum: one of :data:`MOMENTUM_MODES`.
+        strategy: says whether batches train theta, copies of it, or a pool.
+        scratch: folder for what does not fit the memory; nothing in it outlives the process.
         device: where to compute.
     """
 
@@ -54,8 +58,8 @@ class ServerModel:
         optimizer: OptimizerSpec,
         rounds: int,
         seed: int,
-        per_device_copies: bool,
-        momentum: str = "average",
+        strategy: Strategy,
+        scratch: Path,
         device: torch.device | str = "cpu",
     ) -> None:
         self._network = build_network(model, seed=seed).to(device)
@@ -63,14 +67,27 @@ class ServerModel:
         self._optimizer_spec = optimizer
         self._rounds = rounds
         self._seed = seed
-        self._momentum = momentum
         self._device = device
-        self._per_device_copies = per_device_copies
+        self._mode = strategy.mode
+        self._rules = strategy.copy_rules
         self._suffixes = {cut: take_suffix(self._network, cut) for cut in set(cuts.values())}
         shallowest = min(self._suffixes, key=lambda cut: depth_of(self._network, cut))
         self._theta = self._suffixes[shallowest]
         self._optimizer = make_optimizer(self._theta, optimizer)
-        self._copies: dict[str, Copy] = {}
+        n_resident = self._rules.resident or max(1, COPIES_BUDGET_BYTES // self._copy_bytes())
+        self._shelf = CopyShelf(self._open_copy, n_resident=n_resident, folder=scratch)
+        self._pool = ActivationPool(cap_bytes=POOL_CAP_BYTES, folder=scratch)
+        self._kept = MomentumShelf(scratch)
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """Devices whose copy is in memory."""
+        return self._shelf.resident
+
+    @property
+    def n_free_copies(self) -> int:
+        """Copies that can be opened before another has to leave the memory."""
+        return self._shelf.n_free
 
     def apply(self, device: str, batch: Batch, *, round_: int, seq: int) -> float:
         """Train on one delivered batch.
@@ -78,37 +95,60 @@ class ServerModel:
         Returns: mean cross-entropy, nats.
         Raises: TrainingError: the loss is not finite.
         """
-        if self._per_device_copies:
-            held = self._copies.get(device) or self._open_copy(device)
+        if self._mode == "copies":
+            held = self._shelf.take(device)
             suffix, optimizer = held.suffix, held.optimizer
         else:
             suffix, optimizer = self._suffixes[self._cuts[device]], self._optimizer
         optimizer.lr = lr_at(self._optimizer_spec, round_=round_, rounds=self._rounds)
         h, y = self._tensors(batch)
-        loss = server_step(
-            suffix, optimizer, h, y, seed=derive_seed(self._seed, "server", round_, device, seq)
-        )
-        if not torch.isfinite(torch.tensor(loss)):
-            raise TrainingError(
-                f"The server's loss is {loss} on batch {seq} of device {device!r} in round {round_}.",
-                hint="Lower the learning rate (run.lr) or look at that device's data.",
-                device=device,
-                round=round_,
-                step=seq,
-            )
+        seed = derive_seed(self._seed, "server", round_, device, seq)
+        loss = server_step(suffix, optimizer, h, y, seed=seed)
+        _check_loss(loss, f"batch {seq} of device {device!r}", device=device, round_=round_, step=seq)
         return loss
 
+    def pool(self, device: str, batch: Batch, *, seq: int) -> None:
+        """Keep one delivered batch for the round's mixed steps."""
+        self._pool.add(device, seq, batch)
+
+    def begin_mixing(self, batches: Sequence[PooledBatch]) -> None:
+        """Say how the round's sub-batches count its batches."""
+        self._pool.order(tuple(batches))
+
+    def apply_mixed(self, parts: Sequence[SubBatch], *, round_: int, step: int) -> list[float]:
+        """Train on samples of several devices: one optimizer step.
+
+        Returns: mean cross-entropy of each sub-batch, nats.
+        Raises: TrainingError: a loss is not finite.
+        """
+        self._optimizer.lr = lr_at(self._optimizer_spec, round_=round_, rounds=self._rounds)
+        gathered = []
+        for part in parts:
+            h, y = (torch.from_numpy(array).to(self._device) for array in self._pool.gather(part))
+            gathered.append((self._suffixes[part.cut], h, y))
+        seed = derive_seed(self._seed, "server mix", round_, step)
+        losses = mixed_server_step(self._optimizer, gathered, seed=seed)
+        for part, loss in zip(parts, losses, strict=True):
+            _check_loss(loss, f"mixed step {step} (cut {part.cut!r})", device="", round_=round_, step=step)
+        return losses
+
     def aggregate(self, weights: Mapping[str, int]) -> None:
-        """End a round of copies: theta becomes their cross-layer mean, and every copy is dropped."""
-        mean = CrossLayerMean()
-        for device in sorted(weights):
-            held = self._copies[device]
-            mean.add(training_state(held.suffix, held.optimizer), weights[device])
-        self._copies.clear()
-        state = training_state(self._theta, self._optimizer) | mean.result()
-        if self._momentum == "reset":
-            state = {name: tensor for name, tensor in state.items() if not name.startswith("momentum/")}
-        load_training_state(self._theta, self._optimizer, state)
+        """End a period: theta becomes the copies' cross-layer mean, and every copy is dropped."""
+        mean = CrossLayerMean(bn=self._rules.bn)
+        for device, state in self._shelf.states():
+            if self._rules.momentum == "keep":
+                self._kept.put(device, {n: t for n, t in state.items() if n.startswith(MOMENTUM)})
+            if device in weights:
+                averaged = self._rules.momentum == "average"
+                taken = {n: t for n, t in state.items() if averaged or not n.startswith(MOMENTUM)}
+                mean.add(taken, weights[device])
+        self._shelf.clear()
+        made = training_state(self._theta, self._optimizer) | mean.result()
+        load_training_state(self._theta, self._optimizer, made)
+
+    def end_round(self) -> None:
+        """Forget what was gathered for the round."""
+        self._pool.clear()
 
     def n_correct(self, device: str, batch: Batch) -> int:
         """Count the held-out samples of a device that its route through the server classifies right."""
@@ -119,25 +159,45 @@ class ServerModel:
         """Parameters, buffers and momentum of theta by name."""
         return training_state(self._theta, self._optimizer)
 
-    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put back what :meth:`state` gave.
+    def kept(self) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
+        """What of the state belongs to one device each, read one at a time: its momentum, under the rule "keep"."""
+        return self._kept.items()
+
+    def load_state(
+        self,
+        state: Mapping[str, torch.Tensor],
+        kept: Iterable[tuple[str, Mapping[str, torch.Tensor]]] = (),
+    ) -> None:
+        """Put back what :meth:`state` and :meth:`kept` gave.
 
         Raises: CheckpointError: it is of another network.
         """
         load_training_state(self._theta, self._optimizer, state)
+        for device, tensors in kept:
+            self._kept.put(device, tensors)
 
     def _open_copy(self, device: str) -> Copy:
         suffix = copy.deepcopy(self._suffixes[self._cuts[device]])
         optimizer = make_optimizer(suffix, self._optimizer_spec)
-        names = {name for name, _ in suffix.named_parameters()} | {name for name, _ in suffix.named_buffers()}
-        state = training_state(self._theta, self._optimizer)
-        load_training_state(
-            suffix,
-            optimizer,
-            {name: t for name, t in state.items() if name.removeprefix("momentum/") in names},
-        )
-        self._copies[device] = Copy(suffix, optimizer)
-        return self._copies[device]
+        state = self._kept.get(device) if self._rules.momentum == "keep" else self.state()
+        for name, parameter in suffix.named_parameters():
+            if (momentum := state.get(MOMENTUM + name)) is not None:
+                optimizer.momentum_buffers[parameter] = momentum.detach().clone().to(parameter.device)
+        return Copy(suffix, optimizer)
+
+    def _copy_bytes(self) -> int:
+        return _TENSORS_A_COPY * sum(p.numel() * p.element_size() for p in self._theta.parameters())
 
     def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(batch.h).to(self._device), torch.from_numpy(batch.y).to(self._device)
+
+
+def _check_loss(loss: float, of: str, *, device: str, round_: int, step: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The server's loss is {loss} on {of} in round {round_}.",
+            hint="Lower the learning rate (run.lr) or look at that device's data.",
+            device=device,
+            round=round_,
+            step=step,
+        )

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from functools import lru_cache
+from typing import Literal
 
-from coordinator.strategy.base import RoundView
+from coordinator.strategy.base import RoundView, Strategy
 
 
-class Sequential:
-    """Consume the devices one after the other in an order shuffled from the seed each round (the shuffle is ours)."""
+class Sequential(Strategy):
+    """Consume the devices one after the other; devices themselves may compute at the same time.
+
+    Args:
+        order: "shuffled" from the seed each round (ours), or "fixed", ascending by device id.
+    """
 
     name = "sequential"
-    per_device_copies = False
+
+    def __init__(self, *, order: Literal["shuffled", "fixed"] = "shuffled") -> None:
+        self._is_shuffled = order == "shuffled"
 
     def next_device(self, view: RoundView) -> str | None:
         """The first device of the order that still owes batches, if its next one is here."""
-        order = sorted(
-            view.devices,
-            key=lambda d: hashlib.sha256(f"{view.seed}/{view.round}/{d.device}".encode()).digest(),
-        )
-        for progress in order:
-            if progress.n_applied < progress.n_owed:
-                return progress.device if progress.n_ready else None
-        return None
+        owing = [d for d in view.devices if d.n_applied < d.n_owed]
+        if not owing:
+            return None
+        its_turn = min(owing, key=lambda d: self._place(view, d.device))
+        return its_turn.device if its_turn.n_ready else None
 
-    def weights(self, view: RoundView) -> Mapping[str, int]:  # noqa: ARG002 - the interface's
-        """No copies, no mean."""
-        return {}
+    def _place(self, view: RoundView, device: str) -> tuple[bytes, str]:
+        return _lot(view.seed, view.round, device) if self._is_shuffled else b"", device
+
+
+@lru_cache(maxsize=4096)
+def _lot(seed: int, round_: int, device: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{round_}/{device}".encode()).digest()

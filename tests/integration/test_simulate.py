@@ -1,0 +1,273 @@
+"""The simulated fleet: the same agents and coordinator, whatever carries their messages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from coordinator.events import RoundClosed
+from coordinator.ledger import Void, read_ledger
+from toolkit.config import Run
+from toolkit.errors import CutError, HseeError, RunError, UsageError
+from toolkit.simulate.baselines.harness import MAKERS, make_setup
+from toolkit.simulate.baselines.splitfed import SplitFed
+from toolkit.simulate.baselines.whole import Local
+from toolkit.simulate.data import load_fleet_data
+from toolkit.simulate.results import summarise
+from toolkit.simulate.scenario import Scenario
+from toolkit.simulate.simulation import simulate
+from toolkit.simulate.times import UNIT_DEVICE_STEP_S
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Three classes of noisy patterns in two channels of sixteen positions."""
+    rng = np.random.default_rng(0)
+    y = np.arange(180) % 3
+    x = rng.normal(size=(3, 12))[y] + 0.7 * rng.normal(size=(180, 12))
+    path = tmp_path_factory.mktemp("data") / "made.npz"
+    np.savez(path, x=x.astype(np.float32), y=y)
+    return f"npz:{path}"
+
+
+@pytest.fixture
+def scenario(source):
+    return Scenario(
+        run=Run(
+            model="mlp", model_options={"width": 12, "depth": 3}, rounds=3, batch_size=8, exit_head="pooled"
+        ),
+        names=("dev1", "dev2", "dev3"),
+        data=source,
+        cuts=("hidden1", "hidden2"),
+    )
+
+
+def with_run(scenario, **changes):
+    return msgspec.structs.replace(scenario, run=msgspec.structs.replace(scenario.run, **changes))
+
+
+def run(scenario, folder, *, observe=lambda _: None):
+    return simulate(scenario, folder, n_seeds=1, observe=observe)[0]
+
+
+def digests(result):
+    return {"server": result.server_digest} | {d.device: d.digest for d in result.devices}
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+def test_in_memory_and_over_a_broker_it_comes_to_the_same_weights(strategy, scenario, tmp_path):
+    scenario = with_run(scenario, strategy=strategy, rounds=2)
+    memory = run(scenario, tmp_path / "memory")
+    mqtt = run(msgspec.structs.replace(scenario, transport="mqtt"), tmp_path / "mqtt")
+    assert digests(memory) == digests(mqtt)
+    assert [d.accuracy for d in memory.devices] == [d.accuracy for d in mqtt.devices]
+    assert all(d.up_bytes > 1000 and d.down_bytes > 0 for d in mqtt.devices)
+    assert memory.wall_s is not None
+    assert mqtt.wall_s is None
+
+
+def test_the_devices_learn_the_same_under_every_strategy_and_the_server_does_not(scenario, tmp_path):
+    found = {
+        name: digests(run(with_run(scenario, strategy=name), tmp_path / name))
+        for name in ("sequential", "averaging", "consolidated")
+    }
+    servers = {name: digest.pop("server") for name, digest in found.items()}
+    assert found["sequential"] == found["averaging"] == found["consolidated"]
+    assert len(set(servers.values())) == 3
+
+
+@pytest.mark.parametrize("momentum", ["average", "keep"])
+def test_how_many_copies_are_resident_changes_no_weight(momentum, scenario, tmp_path):
+    found = []
+    for n in (1, 2, 3):
+        options = {"resident_copies": n, "momentum": momentum}
+        of_n = with_run(scenario, strategy="averaging", strategy_options=options)
+        found.append(digests(run(of_n, tmp_path / str(n))))
+    assert found[0] == found[1] == found[2]
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("sequential", {}), ("averaging", {"momentum": "keep", "bn": "pooled"}), ("consolidated", {})],
+)
+def test_a_simulation_that_was_cut_off_comes_to_what_it_would_have(strategy, options, scenario, tmp_path):
+    scenario = with_run(scenario, strategy=strategy, strategy_options=options, rounds=4)
+    through = run(scenario, tmp_path / "through")
+
+    def cut_off(event):
+        if isinstance(event, RoundClosed) and event.report.round == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(scenario, tmp_path / "cut", observe=cut_off)
+    rounds = []
+    again = run(
+        scenario,
+        tmp_path / "cut",
+        observe=lambda e: rounds.append(e.report.round) if isinstance(e, RoundClosed) else None,
+    )
+    assert rounds == [3, 4]
+    assert digests(again) == digests(through)
+    assert again.devices[0].compute_s == pytest.approx(through.devices[0].compute_s)
+
+
+def test_killed_at_any_moment_it_comes_to_the_same(scenario, tmp_path):
+    scenario = with_run(scenario, rounds=12, strategy="averaging")
+    expected = digests(run(scenario, tmp_path / "through"))
+    folder, program = tmp_path / "killed", tmp_path / "program.py"
+    (tmp_path / "scenario.json").write_bytes(msgspec.json.encode(scenario))
+    program.write_text(
+        "import msgspec, pathlib, sys\n"
+        "from toolkit.simulate.scenario import Scenario\n"
+        "from toolkit.simulate.simulation import simulate\n"
+        "scenario = msgspec.json.decode(pathlib.Path(sys.argv[1]).read_bytes(), type=Scenario)\n"
+        "show = lambda event: print(type(event).__name__, flush=True)\n"
+        "simulate(scenario, pathlib.Path(sys.argv[2]), n_seeds=1, observe=show)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, program, tmp_path / "scenario.json", folder],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as child:
+        n_closed = 0
+        while n_closed < 3:
+            n_closed += child.stdout.readline() == "RoundClosed\n"
+        child.kill()
+    assert child.returncode == -9
+    assert digests(run(scenario, folder)) == expected
+
+
+def test_a_lost_device_holds_nobody_up_for_long(scenario, tmp_path):
+    scenario = msgspec.structs.replace(scenario, drops={"dev2": 2})
+    seconds = []
+    result = run(
+        scenario,
+        tmp_path / "run",
+        observe=lambda e: seconds.append(e.report.seconds) if isinstance(e, RoundClosed) else None,
+    )
+    void = [e for e in read_ledger(tmp_path / "run" / "ledger.jsonl") if isinstance(e, Void)]
+    assert {(e.device, e.round, e.reason) for e in void} == {("dev2", 2, "offline"), ("dev2", 3, "offline")}
+    assert seconds[0] < 5 < 29 < seconds[1] < 40
+    kept = {d.device: d.compute_s for d in result.devices}
+    assert kept["dev2"] < kept["dev1"] / 2
+
+
+def test_a_slow_device_takes_time_and_changes_no_weight(scenario, tmp_path):
+    usual = run(scenario, tmp_path / "usual")
+    slow = run(msgspec.structs.replace(scenario, slow={"dev3": 5.0}), tmp_path / "slow")
+    assert digests(slow) == digests(usual)
+    assert slow.wall_s > usual.wall_s * 3
+    dev3 = slow.devices[2]
+    n_steps = 3 * -(-dev3.n_train // 8)
+    assert dev3.compute_s >= n_steps * 5 * UNIT_DEVICE_STEP_S * 0.9
+
+
+def test_the_test_set_is_balanced_and_nobody_trains_on_it(scenario):
+    data = load_fleet_data(scenario)
+    assert len(set(data.test.class_counts.values())) == 1
+    seen = [row.tobytes() for row in data.test.x]
+    for own in data.devices.values():
+        seen += [row.tobytes() for row in (*own.train.x, *own.held_out.x)]
+    assert len(seen) == len(set(seen)) == 180
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_baseline_learns_and_is_the_same_again(name, scenario, tmp_path):
+    scenario = msgspec.structs.replace(scenario, baseline=name)
+    first, again = (run(scenario, tmp_path / str(n)) for n in (1, 2))
+    assert first == again
+    (route,) = first.devices[0].accuracy
+    assert route == ("server" if name.startswith("splitfed") else "whole")
+    summary = summarise([first])
+    assert summary.common[route].mean > 0.6
+    assert (summary.up_bytes.mean == 0) == (name == "local")
+
+
+def test_splitfed_of_one_device_is_the_whole_network_trained_alone(scenario):
+    scenario = msgspec.structs.replace(scenario, names=("dev1",))
+    data = load_fleet_data(scenario)
+    for shared in (True, False):
+        whole, split = Local(make_setup(scenario, data)), SplitFed(make_setup(scenario, data), shared=shared)
+        for round_ in (1, 2):
+            assert whole.train_round(round_) == split.train_round(round_)
+        held = {f"stages.{n}": t for n, t in split.device_state("dev1").items()} | {
+            n if n.startswith("classifier") else f"stages.{n}": t for n, t in split.server_state().items()
+        }
+        state = whole.device_state("dev1")
+        assert held.keys() == state.keys()
+        assert all(torch.equal(held[name], state[name]) for name in state)
+
+
+def test_seeds_are_runs_of_their_own(scenario, tmp_path):
+    results = simulate(with_run(scenario, rounds=1), tmp_path / "seeds", n_seeds=2, observe=lambda _: None)
+    assert [r.seed for r in results] == [0, 1]
+    assert digests(results[0]) != digests(results[1])
+    assert summarise(results).own["exit"].spread is not None
+    assert (tmp_path / "seeds" / "seed-1" / "devices" / "dev1" / "segment.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"cuts": ()}, UsageError, "Nothing says where"),
+        ({"cuts": ("hiden1",)}, CutError, "Did you mean 'hidden1'?"),
+        ({"drops": {"dev9": 1}}, UsageError, "unknown device 'dev9'"),
+        ({"slow": {"dev9": 2.0}}, UsageError, "unknown device 'dev9'"),
+    ],
+)
+def test_what_makes_no_sense_is_told(change, error, said, scenario, tmp_path):
+    with pytest.raises(error) as caught:
+        run(msgspec.structs.replace(scenario, **change), tmp_path / "run")
+    assert said in str(caught.value)
+
+
+def test_a_folder_holds_one_simulation(scenario, tmp_path):
+    run(with_run(scenario, rounds=1), tmp_path / "run")
+    with pytest.raises(RunError, match="another simulation"):
+        run(with_run(scenario, rounds=2), tmp_path / "run")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "note.txt").write_text("mine")
+    with pytest.raises(HseeError, match="holds no simulation"):
+        run(scenario, tmp_path / "else")
+
+
+def test_the_command_plans_from_profiles_and_prints_json(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "toolkit.cli.entry", "simulate", "--devices", "3", "--rounds", "1"),
+            *(
+                "--model",
+                "resnet_small",
+                "--set",
+                "run.exit_head=pooled",
+                "--profiles",
+                "small,middle,strong",
+            ),
+            *("--strategy", "averaging", "--option", "momentum=reset", "--json", "-o", tmp_path / "run"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["success"] is True
+    assert told["scenario"]["run"]["strategy_options"] == {"momentum": "reset"}
+    assert told["summary"]["common"].keys() == {"exit", "server"}
+    assert "profiles" in told["seeds"][0]["times"]
+    assert (tmp_path / "run" / "profiles" / "dev2.toml").exists()

@@ -1,0 +1,177 @@
+"""The server's model: copies that may leave the memory, momentum between periods, mixed steps."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from coordinator.server_model import ServerModel
+from coordinator.strategy.averaging import Averaging
+from coordinator.strategy.base import PooledBatch, SubBatch
+from coordinator.strategy.consolidated import Consolidated
+from toolkit.errors import TrainingError
+from toolkit.nn.cut import take_suffix
+from toolkit.nn.zoo import build_network
+from toolkit.wire.job import ModelSpec, OptimizerSpec
+from toolkit.wire.payloads import Batch
+
+SPEC = ModelSpec(name="mlp", input_shape=[6], n_classes=3, options={"width": 8, "depth": 3})
+CUTS = {"a": "hidden1", "b": "hidden2", "c": "hidden1", "d": "hidden2"}
+
+
+def make_model(tmp_path, strategy, *, momentum=0.9):
+    return ServerModel(
+        SPEC,
+        cuts=CUTS,
+        optimizer=OptimizerSpec(lr=0.1, momentum=momentum),
+        rounds=4,
+        seed=1,
+        strategy=strategy,
+        scratch=tmp_path / "scratch",
+    )
+
+
+def batch(number, n=8):
+    rng = np.random.default_rng(number)
+    h = rng.normal(size=(n, 8)).astype(np.float32)
+    return Batch(
+        kind="train", h=h, y=rng.integers(0, 3, n), exit_loss=0.0, exit_correct=0, segment_step=number
+    )
+
+
+def train(model, rounds=2, *, order=("a", "b", "c", "d"), absent=()):
+    for round_ in range(1, rounds + 1):
+        present = [d for d in order if d not in absent]
+        for seq in (1, 2, 3):
+            for device in present:
+                model.apply(device, batch(hash_of(round_, device, seq)), round_=round_, seq=seq)
+        model.aggregate(dict.fromkeys(present, 1))
+
+
+def hash_of(*parts):
+    return sum(ord(str(p)[0]) * 31**i for i, p in enumerate(parts))
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("momentum", ["average", "reset", "keep"])
+def test_how_many_copies_are_resident_changes_nothing(momentum, tmp_path):
+    states = []
+    for n in (1, 3, 4):
+        model = make_model(tmp_path / str(n), Averaging(resident_copies=n, momentum=momentum))
+        train(model, rounds=3, absent=("c",))
+        states.append(copy.deepcopy(model.state()))
+    assert_equal(states[0], states[1])
+    assert_equal(states[0], states[2])
+
+
+def test_copies_that_do_not_fit_are_on_disk(tmp_path):
+    model = make_model(tmp_path, Averaging(resident_copies=1))
+    for device in CUTS:
+        model.apply(device, batch(1), round_=1, seq=1)
+    assert model.resident == {"d"}
+    assert model.n_free_copies == 0
+    assert len(list((tmp_path / "scratch").iterdir())) == 3
+
+
+def test_the_order_of_arrival_changes_nothing(tmp_path):
+    states = []
+    for order in ("abcd", "dbca"):
+        model = make_model(tmp_path, Averaging())
+        train(model, order=order)
+        states.append(model.state())
+    assert_equal(*states)
+
+
+def test_reset_leaves_no_momentum_and_average_leaves_the_mean(tmp_path):
+    reset, average = (make_model(tmp_path, Averaging(momentum=m)) for m in ("reset", "average"))
+    for model in (reset, average):
+        train(model, rounds=1)
+    assert not [name for name in reset.state() if name.startswith("momentum/")]
+    weights = {n: t for n, t in average.state().items() if not n.startswith("momentum/")}
+    assert_equal(reset.state(), weights)  # the first period begins the same
+    assert len(average.state()) > len(weights)
+
+
+def test_kept_momentum_goes_on_after_a_restart(tmp_path):
+    through = make_model(tmp_path / "through", Averaging(momentum="keep"))
+    train(through, rounds=1)
+    first = make_model(tmp_path / "first", Averaging(momentum="keep"))
+    train(first, rounds=1)
+    second = make_model(tmp_path / "second", Averaging(momentum="keep"))
+    second.load_state(first.state(), first.kept())
+    forgetful = make_model(tmp_path / "forgetful", Averaging(momentum="keep"))
+    forgetful.load_state(first.state())
+    for model in (through, second, forgetful):
+        train(model, rounds=1)
+    assert_equal(through.state(), second.state())
+    assert any(not torch.equal(t, forgetful.state()[n]) for n, t in through.state().items())
+
+
+def test_an_absent_device_starts_from_the_mean(tmp_path):
+    model = make_model(tmp_path, Averaging(momentum="reset"))
+    train(model, rounds=1, absent=("a",))
+    theta = copy.deepcopy(model.state())
+    held = model._shelf.take("a")
+    assert_equal(dict(held.suffix.state_dict()), theta)
+
+
+def test_a_mixed_step_is_the_sample_weighted_mean(tmp_path):
+    model = make_model(tmp_path, Consolidated(), momentum=0.0)
+    one, two = batch(1, 6), batch(2, 10)
+    model.pool("a", one, seq=1)
+    model.pool("b", two, seq=1)
+    model.begin_mixing([PooledBatch("a", 1, "hidden1", 6), PooledBatch("b", 1, "hidden2", 10)])
+    parts = [
+        SubBatch("hidden1", np.zeros(6, np.int64), np.arange(6)),
+        SubBatch("hidden2", np.ones(10, np.int64), np.arange(10)[::-1].copy()),
+    ]
+    network = build_network(SPEC, seed=1)
+    losses = []
+    for cut, own in (("hidden1", one), ("hidden2", two)):
+        suffix = take_suffix(network, cut).train()
+        h, y = torch.from_numpy(own.h), torch.from_numpy(own.y)
+        if cut == "hidden2":
+            h, y = h.flip(0), y.flip(0)
+        losses.append(cross_entropy(suffix(h), y))
+    total = losses[0] * (6 / 16) + losses[1] * (10 / 16)
+    total.backward()
+    got = model.apply_mixed(parts, round_=1, step=1)
+    assert got == pytest.approx([loss.item() for loss in losses])
+    for name, parameter in take_suffix(network, "hidden1").named_parameters():
+        expected = parameter - 0.1 * (parameter.grad + 5e-4 * parameter)
+        assert torch.allclose(model.state()[name], expected, atol=1e-6), name
+
+
+def test_a_pool_beyond_its_cap_is_on_disk_and_gives_the_same(tmp_path, monkeypatch):
+    states = []
+    for cap in (10**9, 300):
+        monkeypatch.setattr("coordinator.server_model.POOL_CAP_BYTES", cap)
+        model = make_model(tmp_path / str(cap), Consolidated())
+        batches = [PooledBatch("a", seq, "hidden1", 8) for seq in (1, 2, 3)]
+        for own in batches:
+            model.pool(own.device, batch(own.seq), seq=own.seq)
+        model.begin_mixing(batches)
+        part = SubBatch("hidden1", np.array([0, 1, 2, 1, 0, 2]), np.array([0, 3, 7, 2, 1, 5]))
+        model.apply_mixed([part], round_=1, step=1)
+        states.append(copy.deepcopy(model.state()))
+        spilled = list((tmp_path / str(cap)).rglob("*.npy"))
+        assert len(spilled) == (0 if cap > 300 else 2)
+        model.end_round()
+        assert not list((tmp_path / str(cap)).rglob("*.npy"))
+    assert_equal(*states)
+
+
+def test_a_loss_that_is_not_finite_names_where(tmp_path):
+    model = make_model(tmp_path, Averaging())
+    bad = batch(1)
+    bad.h[:] = np.float32(3e38)
+    with pytest.raises(TrainingError) as caught:
+        model.apply("b", bad, round_=2, seq=5)
+    assert caught.value.facts == {"device": "b", "round": 2, "step": 5}

@@ -1,0 +1,1 @@
+"""A fleet on one machine, on the same code as the real run."""

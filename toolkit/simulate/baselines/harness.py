@@ -1,0 +1,108 @@
+"""Trains a baseline on a scenario's fleet and reports it as a split run is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coordinator.events import Notice, RunEvent
+from coordinator.planning import FleetPlan, GivenCuts, Planner
+from toolkit.nn.cut import cut_layers
+from toolkit.nn.zoo import build_network
+from toolkit.simulate.baselines.setup import Baseline, Costs, Learner, Setup
+from toolkit.simulate.baselines.splitfed import SplitFed
+from toolkit.simulate.baselines.whole import Centralised, FedAvg, Local
+from toolkit.simulate.data import FleetData
+from toolkit.simulate.evaluate import accuracies, digest_of, prepare
+from toolkit.simulate.planning import data_facts, hellos_of, model_spec, planner_of
+from toolkit.simulate.results import DeviceResult, SeedResult
+from toolkit.simulate.scenario import Baseline as Name
+from toolkit.simulate.scenario import Scenario
+from toolkit.simulate.times import FleetTimes, fleet_times
+
+MAKERS: dict[Name, Callable[[Setup], Baseline]] = {
+    "centralised": Centralised,
+    "local": Local,
+    "fedavg": FedAvg,
+    "splitfed-shared": lambda setup: SplitFed(setup, shared=True),
+    "splitfed-per-device": lambda setup: SplitFed(setup, shared=False),
+}
+_CUT_OF: dict[Name, str] = {"centralised": "none", "local": "whole", "fedavg": "whole"}
+
+
+def train_baseline(
+    scenario: Scenario, name: Name, data: FleetData, observe: Callable[[RunEvent], None]
+) -> SeedResult:
+    """Train to the end.
+
+    Raises: HseeError: the scenario makes no sense, or a loss is not finite.
+    """
+    plan, times = _plan(scenario, data)
+    setup = _setup(plan, times, data)
+    baseline = MAKERS[name](setup)
+    for round_ in range(1, scenario.run.rounds + 1):
+        loss = baseline.train_round(round_)
+        observe(Notice(f"round {round_}/{scenario.run.rounds}: {name}, mean loss {loss:.3f}"))
+    costs = setup.costs
+    return SeedResult(
+        seed=scenario.run.seed,
+        trained=name,
+        rounds=scenario.run.rounds,
+        wall_s=costs.wall_s,
+        server_s=costs.server_s,
+        devices=[
+            DeviceResult(
+                device=device,
+                cut=_CUT_OF.get(name, job.cut),
+                n_train=len(data.devices[device].train),
+                n_held_out=len(data.devices[device].held_out),
+                accuracy=accuracies(baseline.routes(device), job, data.devices[device].held_out, data.test),
+                up_bytes=costs.up_bytes.get(device, 0),
+                down_bytes=costs.down_bytes.get(device, 0),
+                compute_s=costs.device_s.get(device, 0.0),
+                digest=digest_of(baseline.device_state(device)),
+            )
+            for device, job in plan.jobs.items()
+        ],
+        server_digest=digest_of(baseline.server_state()),
+        times=times.basis,
+        n_test=0 if data.test is None else len(data.test),
+    )
+
+
+def make_setup(scenario: Scenario, data: FleetData) -> Setup:
+    """Make what every baseline starts from."""
+    plan, times = _plan(scenario, data)
+    return _setup(plan, times, data)
+
+
+def _setup(plan: FleetPlan, times: FleetTimes, data: FleetData) -> Setup:
+    return Setup(
+        {
+            device: Learner(
+                device,
+                job,
+                *prepare(data.devices[device].train, job),
+                data.devices[device].fingerprint,
+                times.devices[device],
+                plan.activation_shapes[device],
+            )
+            for device, job in plan.jobs.items()
+        },
+        times,
+        Costs(),
+    )
+
+
+def _plan(scenario: Scenario, data: FleetData) -> tuple[FleetPlan, FleetTimes]:
+    """Jobs as a split run's; where no cut is named, none matters."""
+    facts = data_facts(scenario, data)
+    model = model_spec(scenario.run, facts)
+    times = fleet_times(scenario, model)
+    planner: Planner
+    if scenario.cuts or scenario.plan or scenario.profiles:
+        planner = planner_of(scenario)
+    else:
+        deepest = cut_layers(build_network(model, seed=scenario.run.seed))[-1]
+        planner = GivenCuts(dict.fromkeys(scenario.names, deepest))
+    hellos = hellos_of(scenario, data, model)
+    return planner.plan("baseline", scenario.run, facts, hellos), times

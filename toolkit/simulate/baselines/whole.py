@@ -1,0 +1,155 @@
+"""Baselines that train the whole network in one place: centralised, local only, FedAvg."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import torch
+from torch import nn
+
+from coordinator.aggregate import CrossLayerMean
+from toolkit.nn.network import StagedNetwork
+from toolkit.nn.steps import make_optimizer, server_step
+from toolkit.nn.zoo import build_network
+from toolkit.simulate.baselines.setup import LABEL_BYTES, Learner, Setup, mean_loss, n_bytes
+
+
+def new_network(setup: Setup) -> StagedNetwork:
+    """The network as the run's seed makes it."""
+    return build_network(setup.job.model, seed=setup.job.seed)
+
+
+class Centralised:
+    """The server trains on everybody's samples, which were sent to it once."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._network = new_network(setup)
+        self._optimizer = make_optimizer(self._network, setup.job.optimizer)
+        learners = setup.learners.values()
+        self._all = Learner(
+            name="centralised",
+            job=msgspec.structs.replace(setup.job, round_steps=setup.job.round_steps * len(setup.learners)),
+            x=torch.cat([learner.x for learner in learners]),
+            y=torch.cat([learner.y for learner in learners]),
+            fingerprint="/".join(learner.fingerprint for learner in learners),
+            times=next(iter(learners)).times,
+        )
+        sent_s = 0.0
+        for learner in learners:
+            up = learner.x.numel() * learner.x.element_size() + LABEL_BYTES * len(learner.y)
+            setup.costs.add(learner.name, up=up)
+            sent_s = max(sent_s, up / learner.times.line.up_bytes_per_s)
+        setup.costs.wall_s += sent_s
+
+    def train_round(self, round_: int) -> float:
+        """One pass over all samples."""
+        self._optimizer.lr = self._setup.lr(round_)
+        losses = [
+            server_step(self._network, self._optimizer, x, y, seed=seed)
+            for x, y, seed in self._all.batches(round_)
+        ]
+        spent_s = len(losses) * self._setup.times.server_whole_step_s
+        self._setup.costs.server_s += spent_s
+        self._setup.costs.wall_s += spent_s
+        return mean_loss(losses, round_)
+
+    def routes(self, name: str) -> Mapping[str, nn.Module]:
+        """The one network, for every device."""
+        del name
+        return {"whole": self._network}
+
+    def device_state(self, name: str) -> Mapping[str, torch.Tensor]:
+        """A device holds nothing."""
+        del name
+        return {}
+
+    def server_state(self) -> Mapping[str, torch.Tensor]:
+        """The network."""
+        return self._network.state_dict()
+
+
+class Local:
+    """Each device trains a whole network on its own samples, alone."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._networks = {name: new_network(setup) for name in setup.learners}
+        self._optimizers = {
+            name: make_optimizer(network, setup.job.optimizer) for name, network in self._networks.items()
+        }
+
+    def train_round(self, round_: int) -> float:
+        """One local round on every device."""
+        losses, longest_s = [], 0.0
+        for name, learner in self._setup.learners.items():
+            optimizer = self._optimizers[name]
+            optimizer.lr = self._setup.lr(round_)
+            for x, y, seed in learner.batches(round_):
+                losses.append(server_step(self._networks[name], optimizer, x, y, seed=seed))
+            spent_s = learner.n_batches * learner.times.whole_step_s
+            self._setup.costs.add(name, compute_s=spent_s)
+            longest_s = max(longest_s, spent_s)
+        self._setup.costs.wall_s += longest_s
+        return mean_loss(losses, round_)
+
+    def routes(self, name: str) -> Mapping[str, nn.Module]:
+        """A device's own network."""
+        return {"whole": self._networks[name]}
+
+    def device_state(self, name: str) -> Mapping[str, torch.Tensor]:
+        """A device's own network."""
+        return self._networks[name].state_dict()
+
+    def server_state(self) -> Mapping[str, torch.Tensor]:
+        """There is no server."""
+        return {}
+
+
+class FedAvg:
+    """Each device trains the whole network from the common weights; then they are averaged by samples.
+
+    Optimizers begin anew each round. Source: McMahan et al., arXiv 1602.05629.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._network = new_network(setup)
+        self._on_device = new_network(setup)
+
+    def train_round(self, round_: int) -> float:
+        """One local round on every device, then the mean."""
+        setup, mean = self._setup, CrossLayerMean()
+        common = {name: tensor.clone() for name, tensor in self._network.state_dict().items()}
+        losses, longest_s, size = [], 0.0, n_bytes(common)
+        for name in sorted(setup.learners):
+            learner = setup.learners[name]
+            self._on_device.load_state_dict(common)
+            optimizer = make_optimizer(self._on_device, setup.job.optimizer)
+            optimizer.lr = setup.lr(round_)
+            for x, y, seed in learner.batches(round_):
+                losses.append(server_step(self._on_device, optimizer, x, y, seed=seed))
+            mean.add(self._on_device.state_dict(), len(learner.y))
+            spent_s = learner.n_batches * learner.times.whole_step_s
+            setup.costs.add(name, compute_s=spent_s, up=size, down=size)
+            line = learner.times.line
+            sent_s = size / line.up_bytes_per_s + size / line.down_bytes_per_s + 2 * line.delay_s
+            longest_s = max(longest_s, spent_s + sent_s)
+        self._network.load_state_dict(mean.result())
+        setup.costs.wall_s += longest_s
+        return mean_loss(losses, round_)
+
+    def routes(self, name: str) -> Mapping[str, nn.Module]:
+        """The common network, for every device."""
+        del name
+        return {"whole": self._network}
+
+    def device_state(self, name: str) -> Mapping[str, torch.Tensor]:
+        """Every device holds the common network."""
+        del name
+        return self._network.state_dict()
+
+    def server_state(self) -> Mapping[str, torch.Tensor]:
+        """The common network."""
+        return self._network.state_dict()

@@ -1,0 +1,121 @@
+"""What simulations came to: a seed, and several of them together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from toolkit.nn.weights import write_atomically
+from toolkit.simulate.evaluate import Accuracy
+
+_FILE = "result.json"
+
+
+class DeviceResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One device.
+
+    Attributes:
+        cut: "whole" where it trains the whole network, "none" where it trains nothing.
+        accuracy: by route: "exit", "server", or "whole" for a whole network; of the last state.
+        up_bytes: payloads it sent, all messages; ``down_bytes`` likewise received.
+        compute_s: virtual.
+        digest: SHA-256 of its weights.
+    """
+
+    device: str
+    cut: str
+    n_train: int
+    n_held_out: int
+    accuracy: dict[str, Accuracy]
+    up_bytes: int
+    down_bytes: int
+    compute_s: float
+    digest: str
+
+
+class SeedResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One run.
+
+    Attributes:
+        trained: the strategy's name, or the baseline's.
+        wall_s: virtual seconds from the beginning to the end; None over a real broker, where there are none.
+        server_s: the server's compute, virtual.
+        server_digest: SHA-256 of its weights; empty where there are none.
+        times: where virtual times come from.
+        n_test: samples of the common test set; 0 where there is none.
+    """
+
+    seed: int
+    trained: str
+    rounds: int
+    wall_s: float | None
+    server_s: float
+    devices: list[DeviceResult]
+    server_digest: str
+    times: str
+    n_test: int
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A mean over seeds, and the standard deviation between them where there are at least two."""
+
+    mean: float
+    spread: float | None
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """Several seeds together; an accuracy is first the mean over devices, each counting the same.
+
+    Attributes:
+        own: by route, on the devices' own held-out samples; ``common`` on the common test set. Never mixed.
+    """
+
+    n_seeds: int
+    own: dict[str, Spread]
+    common: dict[str, Spread]
+    wall_s: Spread | None
+    up_bytes: Spread
+    down_bytes: Spread
+    device_s: Spread
+    server_s: Spread
+
+
+def summarise(results: Sequence[SeedResult]) -> Summary:
+    """Bring seeds together; there is at least one."""
+    routes = sorted(results[0].devices[0].accuracy)
+    walls = [result.wall_s for result in results if result.wall_s is not None]
+    own, common = {}, {}
+    for route in routes:
+        of_route = [[device.accuracy[route] for device in result.devices] for result in results]
+        own[route] = _spread([statistics.fmean(a.own for a in accuracies) for accuracies in of_route])
+        on_test = [[a.common for a in accuracies if a.common is not None] for accuracies in of_route]
+        if all(on_test):
+            common[route] = _spread([statistics.fmean(shares) for shares in on_test])
+    return Summary(
+        n_seeds=len(results),
+        own=own,
+        common=common,
+        wall_s=_spread(walls) if len(walls) == len(results) else None,
+        up_bytes=_spread([sum(d.up_bytes for d in r.devices) for r in results]),
+        down_bytes=_spread([sum(d.down_bytes for d in r.devices) for r in results]),
+        device_s=_spread([sum(d.compute_s for d in r.devices) for r in results]),
+        server_s=_spread([r.server_s for r in results]),
+    )
+
+
+def keep_result(folder: Path, result: SeedResult) -> None:
+    """Write a finished run's result into its folder."""
+    write_atomically(folder / _FILE, msgspec.json.format(msgspec.json.encode(result), indent=1))
+
+
+def kept_result(folder: Path) -> SeedResult | None:
+    """Read the result of a finished run; None where there is none."""
+    path = folder / _FILE
+    return msgspec.json.decode(path.read_bytes(), type=SeedResult) if path.exists() else None
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
