@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
 from device_agent.agent import Agent
-from device_agent.identity import device_id, new_boot_nonce
+from device_agent.identity import HeldIdentity, device_id, new_boot_nonce
 from device_agent.local_data import LocalData, load_local_data
+from device_agent.signals import StopSignals, TerminatedError
 from device_agent.workbench import Workbench
 from toolkit.config import Settings, load_config
 from toolkit.errors import FencedError, HseeError, report_error, require
 from toolkit.link.connect import broker_of, make_link
 from toolkit.profile.schema import profile_text, read_profile
+from toolkit.wire.messages import MeasureRequest
 from toolkit.wire.session import DevicePhase
 from toolkit.wire.topics import Topics, check_name
 from toolkit.wire.words import DeviceWord, encode_word
@@ -135,10 +136,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-class _TerminatedError(Exception):
-    """SIGTERM came."""
-
-
 def _serve(settings: Settings, profile: str, say: Say) -> str:
     """Run the agent; returns how the run ended, in words."""
     require("torch", part="agent", purpose="Training on this board")
@@ -150,6 +147,13 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
     link = make_link(address, client_id=device, will=will)
     data = load_local_data(settings.device)
     bench = Workbench(settings, device=device, data=data, say=say)
+    held = HeldIdentity(Path(settings.fleet.home), fleet=topics.fleet, device=device)
+    signals = StopSignals()
+
+    def measure(request: MeasureRequest) -> str:
+        with signals.at_once():
+            return bench.measure(request)
+
     say(f"device {device}, fleet {topics.fleet}, broker {address}")
     _announce(device, data, say)
     agent = Agent(
@@ -160,39 +164,38 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
         data=data.summary(),
         profile=profile,
         make_trainer=bench.make_trainer,
-        measure=bench.measure,
+        measure=measure,
         clock=time.monotonic,
         say=say,
     )
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    agent.start()
-    reason = "stopped"
-    try:
-        _loop(agent, topics, say)
-        reason = "the run is over"
-        return agent.result()
-    except FencedError as exc:
-        bench.write_fenced(exc.message)
-        raise
-    except _TerminatedError:
-        return "Stopped; what was trained is saved."
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        agent.close(reason)
-        bench.close()
+    with ExitStack() as at_end:
+        at_end.callback(held.close)
+        at_end.callback(bench.close)
+        at_end.callback(agent.close)
+        at_end.enter_context(signals)
+        try:
+            agent.start()
+            _loop(agent, topics, say, signals)
+            return agent.result()
+        except FencedError as exc:
+            bench.write_fenced(exc.message)
+            raise
+        except TerminatedError:
+            return "Stopped; what was trained is saved."
 
 
-def _loop(agent: Agent, topics: Topics, say: Say) -> None:
+def _loop(agent: Agent, topics: Topics, say: Say, signals: StopSignals) -> None:
+    """Run until the run is over.
+
+    Raises: KeyboardInterrupt, TerminatedError: the process is to stop; no step is broken off.
+    """
     remind_at = time.monotonic() + 2.0
     while not agent.over:
+        signals.obey()
         agent.poll(POLL_S)
         if agent.phase is DevicePhase.SEEKING and time.monotonic() >= remind_at:
             remind_at = time.monotonic() + REMIND_EVERY_S
             say(f"no coordinator yet in fleet {topics.fleet}; start one with: hsee coordinator start")
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _TerminatedError
 
 
 def _announce(device: str, data: LocalData, say: Say) -> None:

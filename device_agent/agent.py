@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
+from device_agent.drift import Drift
 from toolkit import __version__
 from toolkit.errors import (
     BrokerError,
@@ -45,6 +46,17 @@ AHEAD = 2
 """Batches trained beyond credit and kept ready."""
 OUTSTANDING_BYTES = 8 * 1024 * 1024
 """No further batch is handed to the link while it still holds so much."""
+
+
+ADVICE = {
+    "protocol": "Install the same version of hsee on both.",
+    "late": "Start this device before the run, or start a new run.",
+    "shape": "All devices of a run need samples of one shape: bring this device's to it.",
+    "classes": "Rename or remove these classes here, or start the run without a class list.",
+    "data": "Give this device the data it began with, or start a new run.",
+    "model": "Start the run with a model for such samples: hsee coordinator start --model",
+}
+"""What a device's owner can do about a refusal, by its code."""
 
 
 class TrainsRounds(Protocol):
@@ -125,8 +137,10 @@ class Agent:
         self._trainer: TrainsRounds | None = None
         self._job: Job | None = None
         self._ready: OrderedDict[int, Batch] = OrderedDict()
+        self._drift: Drift | None = None
         self._stop: session.Stop | None = None
         self._is_connected = False
+        self._trying_said = False
         self._first_contact_by: float | None = clock() + connect_s
         self.n_refused_messages = 0
 
@@ -150,6 +164,8 @@ class Agent:
         Raises: HseeError: this process can't go on.
         """
         busy = self._work()
+        if self._drift is not None:
+            self._drift.looked(self._clock(), self._link.outstanding_bytes)
         for event in self._link.poll(0.0 if busy else timeout_s):
             self._on_link(event)
         self._feed(session.Tick(self._clock()))
@@ -168,17 +184,28 @@ class Agent:
                 hint="One device id is one process: give each its own --id, or stop the other one.",
             )
         if stop.phase is DevicePhase.REFUSED:
-            raise RefusedError(f"The coordinator refused {self._device!r}: {stop.detail}", reason=stop.code)
+            raise RefusedError(
+                f"The coordinator refused {self._device!r}: {stop.detail}",
+                hint=ADVICE.get(stop.code, ""),
+                reason=stop.code,
+            )
         if stop.phase is DevicePhase.FAILED:
             raise RunError(f"The run failed at the coordinator: {stop.detail}")
         return stop.detail
 
-    def close(self, reason: str) -> None:
+    def close(self) -> None:
         """Save, say goodbye, and leave the broker."""
-        if self._trainer is not None:
-            self._trainer.save()
+        try:
+            # A fenced process speaks for nobody any more; its files are as its last round left them.
+            if self._trainer is not None and self.phase is not DevicePhase.FENCED:
+                self._trainer.save()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         state = self._session
-        if state.run is not None and state.phase is not DevicePhase.OFFLINE:
+        if self._is_connected and state.phase is not DevicePhase.FENCED:
+            reason = "the run is over" if self.over else "stopped"
             self._up(Bye(device=self._device, boot_nonce=state.boot_nonce, reason=reason))
             self._link.publish(self._topics.device_state(self._device), self._word("offline"), retain=True)
         self._link.close()
@@ -215,7 +242,10 @@ class Agent:
         return True
 
     def _train(self, trainer: TrainsRounds) -> None:
+        began_s = self._clock()
         batch = trainer.train_next()
+        if self._drift is not None:
+            self._drift.stepped(self._clock() - began_s)
         self._ready[trainer.seq] = batch
         if trainer.seq == trainer.n_train:
             self._finish_round(trainer)
@@ -224,6 +254,8 @@ class Agent:
         accuracy = trainer.finish_round()
         if accuracy is not None:
             self._say(f"round {trainer.round}: exit accuracy {accuracy:.1%} on own held-out samples")
+        for advice in self._drift.round_over() if self._drift is not None else ():
+            self._say(advice)
 
     def _send(self, seq: int, batch: Batch) -> None:
         state, flow, job = self._session, self._session.flow, self._job
@@ -240,6 +272,8 @@ class Agent:
         )
         topic = self._topics.up(state.run, self._device)
         payload = payloads.encode(address, batch, job.codec)
+        if self._drift is not None:
+            self._drift.sent(len(payload))
         for chunk in chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
             self._link.publish(topic, chunk)
 
@@ -266,6 +300,9 @@ class Agent:
         due = self._first_contact_by
         if due is not None and (not error.retryable or self._clock() >= due):
             raise error
+        if due is not None and not self._trying_said:
+            self._trying_said = True
+            self._say(f"{error.message} Trying again for {due - self._clock():.0f} s.")
         if self._is_connected or isinstance(error, IdentityConflictError):
             self._say(f"lost the broker: {error.message} Trying again.")
         self._is_connected = False
@@ -305,6 +342,7 @@ class Agent:
             self._say(f"cut after {job.cut}: training its segment and exit for run {job.run}")
             self._ready.clear()
             self._job, self._trainer = job, self._make_trainer(job)
+            self._drift = Drift(self._profile, job)
 
     # What is told
 

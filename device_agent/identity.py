@@ -1,11 +1,13 @@
-"""Who this process is: a device id that stays, a boot nonce that never comes back."""
+"""Who this process is: a device id that stays and that one process holds, a boot nonce that never comes back."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+from pathlib import Path
 
-from toolkit.errors import UsageError
+from toolkit.errors import RunError, UsageError, writing
 from toolkit.wire.topics import check_name
 
 NONCE_BYTES = 16
@@ -27,3 +29,33 @@ def device_id(wanted: str) -> str:
         return check_name(socket.gethostname(), what="The host's name")
     except UsageError as exc:
         raise UsageError(f"{exc.message} It can't serve as a device id.", hint="Name one with --id.") from exc
+
+
+class HeldIdentity:
+    """A device id, held by this process among all that share its home, until it is closed or the process ends.
+
+    Args:
+        home: folder of the run folders; made if missing.
+        fleet: of the device.
+        device: its id.
+
+    Raises: RunError: another process holds it. MachineError: the home can't be written to.
+    """
+
+    def __init__(self, home: Path, *, fleet: str, device: str) -> None:
+        path = home / ".agents" / fleet / f"{device}.lock"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = path.open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            self._lock.close()
+            raise RunError(
+                f"An agent of device {device!r} runs already in {home}.",
+                hint="One device id is one process: stop the other, or give this one another --id.",
+            ) from exc
+
+    def close(self) -> None:
+        """Let it go."""
+        self._lock.close()

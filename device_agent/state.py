@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.errors import RunError
+from toolkit.errors import CheckpointError, RunError, writing
 from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord, read_record
 from toolkit.nn.weights import load_tensors, save_tensors, write_atomically
+from toolkit.wire.job import Job
 
 MAX_HELD_OUT = 10_000
 """Held-out samples kept for export: parity is checked on no more (``promises.md`` O6)."""
@@ -33,13 +34,15 @@ class DeviceFolder:
     Args:
         path: of the folder; made if missing.
 
-    Raises: RunError: another process of this device holds it.
+    Raises: RunError: another process of this device holds it. MachineError: the disk refuses it; so do the
+        methods that write.
     """
 
     def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("w")
         self.path = path
-        self._lock = (path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -48,6 +51,18 @@ class DeviceFolder:
                 f"Another agent process of this device is at work in {path}.",
                 hint="One device id is one process: stop the other, or give this one another --id.",
             ) from exc
+
+    def check_job(self, job: Job) -> None:
+        """Check that what is held here was trained for this job, and not for an earlier run of the same name.
+
+        Raises: CheckpointError: it was not.
+        """
+        if (self.path / RECORD_FILE).exists() and read_record(self.path).job != job:
+            raise CheckpointError(
+                f"{self.path} holds what was trained for another run named {job.run!r}.",
+                hint="Start the run under a name of its own, or move that folder away.",
+                path=str(self.path),
+            )
 
     def load_training(self) -> tuple[dict[str, torch.Tensor], tuple[int, int, int]] | None:
         """Read what training goes on from.

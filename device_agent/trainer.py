@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib import metadata
 
 import numpy as np
@@ -45,7 +46,7 @@ class Trainer:
         compute: "auto", "cpu" or "cuda".
 
     Raises: ModelError, CutError: the job names what this version does not have. CheckpointError: saved state is
-        damaged.
+        damaged or of another run.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Trainer:
         self.n_eval = eval_batches_in_round(len(self._held_y), job.batch_size, job.eval_samples)
         self.round = 0
         self.seq = 0
+        self._furthest = (0, 0)
         self.n_steps = 0
         self._finished_round = 0
         self._best_accuracy = folder.best_accuracy()
+        folder.check_job(job)
         saved = folder.load_training()
         if saved is not None:
             tensors, (self.round, self.seq, self.n_steps) = saved
@@ -89,15 +92,25 @@ class Trainer:
     def enter_round(self, round_: int, seq: int) -> None:
         """Go to a round; what an earlier one still owed is not trained on any more.
 
+        A batch is trained on once: in a round that is over, batches are made again and nothing is trained. And none
+        is left out because somebody says that it came already, except by a device that has lost what it learned.
+
         Args:
             round_: the open one.
-            seq: of it, the last that need not be trained on here: 0 at its beginning.
+            seq: of it, the last that a device without any training starts after: 0 at the beginning.
         """
         if round_ == self.round:
             return
         if self.round:
             self.finish_round()
-        self.round, self.seq = round_, min(seq, self.n_train)
+        self._furthest = reached, reached_seq = self._cursor()
+        self.round = round_
+        if round_ < reached:
+            self.seq = self.n_train
+        elif round_ == reached:
+            self.seq = reached_seq
+        else:
+            self.seq = 0 if reached else min(seq, self.n_train)
 
     def train_next(self) -> Batch:
         """Train on the next batch of the round.
@@ -145,13 +158,17 @@ class Trainer:
             self._best_accuracy = accuracy
             weights = {name: tensor for name, tensor in state.items() if not name.startswith("momentum/")}
             self._folder.save_best(weights, self._record(accuracy))
-        self._folder.save_training(state, (self.round, self.seq, self.n_steps))
+        self._folder.save_training(state, (*self._cursor(), self.n_steps))
         return accuracy
 
     def save(self) -> None:
         """Write what training goes on from."""
         state = training_state(self._model.modules, self._model.optimizer)
-        self._folder.save_training(state, (self.round, self.seq, self.n_steps))
+        self._folder.save_training(state, (*self._cursor(), self.n_steps))
+
+    def _cursor(self) -> tuple[int, int]:
+        """How far training has come, as (round, seq)."""
+        return max(self._furthest, (self.round, self.seq))
 
     def _held_out_accuracy(self) -> float:
         n_correct = 0
@@ -168,7 +185,7 @@ class Trainer:
             round=self.round,
             exit_accuracy=accuracy,
             n_eval=len(self._held_y),
-            software={name: metadata.version(name) for name in ("hsee", "torch", "numpy")},
+            software=_software(),
         )
 
     def _prepare(self, dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -205,3 +222,9 @@ class Trainer:
             segment_step=self.n_steps,
             remade=remade,
         )
+
+
+@cache
+def _software() -> dict[str, str]:
+    """Versions of what made a segment; reading one takes milliseconds."""
+    return {name: metadata.version(name) for name in ("hsee", "torch", "numpy")}

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from device_agent.local_data import LocalData
 from toolkit.config import Settings
+from toolkit.errors import MachineError, ModelError
 from toolkit.profile.limits import enter_limits, parse_limits
 from toolkit.profile.schema import profile_text
-from toolkit.wire.job import Job
+from toolkit.wire.job import OWN_MODEL, Job, ModelSpec
 from toolkit.wire.messages import MeasureRequest
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ class Workbench:
     def make_trainer(self, job: Job) -> Trainer:
         """Make the trainer of a job; what this device saved of the run is taken up.
 
-        Raises: RunError: another process of this device is at work in the run's folder.
+        Raises: RunError: another process of this device is at work in the run's folder. ModelError: the job names
+            code that this board does not run.
         """
+        self._check_allowed(job.model)
         from device_agent.state import DeviceFolder
         from device_agent.trainer import Trainer
 
@@ -61,7 +64,11 @@ class Workbench:
         return trainer
 
     def measure(self, request: MeasureRequest) -> str:
-        """Measure this board as the coordinator asks; returns the profile as TOML text."""
+        """Measure this board as the coordinator asks; returns the profile as TOML text.
+
+        Raises: ModelError: it names code that this board does not run. MachineError: no cut can be trained here.
+        """
+        self._check_allowed(request.model)
         from toolkit.profile.measure import measure
 
         profile = measure(
@@ -72,6 +79,12 @@ class Workbench:
             quick=True,
             name=self._device,
         )
+        if all(row.failed for row in profile.cuts):
+            why = profile.cuts[0].failed if profile.cuts else "it has too little memory"
+            raise MachineError(
+                f"This board can't train {request.model.name}: {why}.",
+                hint="Training needs about 512 MB. The board can still answer with an exported exit: hsee infer",
+            )
         return profile_text(profile)
 
     def write_fenced(self, detail: str) -> None:
@@ -83,6 +96,15 @@ class Workbench:
         """Let the run's folder go."""
         if self._folder is not None:
             self._folder.close()
+
+    def _check_allowed(self, model: ModelSpec) -> None:
+        """Whoever names a function to be called can have anything done: that is the board's owner's to allow."""
+        if model.name.startswith(OWN_MODEL) and model.name not in self._settings.device.models:
+            raise ModelError(
+                f"The coordinator asks this board to build {model.name!r}, and its owner has not allowed that.",
+                hint=f"If that code is yours: --set device.models={model.name}, or device.models in hsee.toml.",
+                model=model.name,
+            )
 
     def _enter_limits(self) -> None:
         """Stand for a weaker board from here on: after torch was imported, which would take it very long."""

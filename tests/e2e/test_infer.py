@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_bundles import write_tiny_bundle
+from toolkit.bundle.archive import write_archive
 from toolkit.runtime.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,7 @@ def test_a_line_a_sample_and_a_summary(bundle, labelled):
 def test_the_process_loads_numpy_and_onnxruntime_only(bundle, labelled):
     code = """
 import sys
+from toolkit.bundle.archive import write_archive
 from toolkit.runtime.__main__ import main
 status = main(sys.argv[1:])
 heavy = {"torch", "torchvision", "onnx", "onnxscript", "typer", "rich", "paho", "amqtt", "PIL", "safetensors"}
@@ -82,6 +84,34 @@ def test_json_is_one_object_and_nothing_else(bundle, labelled, capsys):
     assert summary["answered_by"] == {"exit1": 3, "exit2": 1}
     assert (summary["accuracy"], summary["accuracy_of_sure"], summary["n_unsure"]) == (0.75, 1.0, 1)
     assert summary["bundle"]["digest"] == bundle.digest
+
+
+def test_an_archive_answers_as_its_folder_does(bundle, labelled, tmp_path, capsys):
+    archive = write_archive(bundle, tmp_path / "bundle.hsee")
+    told = []
+    for place in (bundle.folder, archive):
+        assert main([str(place), str(labelled), "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    answers = [[(s["label"], s["exit"], s["probability"]) for s in one["samples"]] for one in told]
+    assert answers[0] == answers[1]
+    assert told[0]["summary"]["bundle"]["digest"] == told[1]["summary"]["bundle"]["digest"]
+    archive.write_bytes(archive.read_bytes()[:-1])
+    assert main([str(archive), str(labelled)]) == 1
+    assert "is not an archive of a bundle" in capsys.readouterr().err
+
+
+def test_a_variant_that_is_not_there_is_told(bundle, labelled, capsys):
+    assert main([str(bundle.folder), str(labelled), "--variant", "float32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["variants"] == ["float32", "float32"]
+    assert main([str(bundle.folder), str(labelled), "--variant", "int8"]) == 1
+    told = capsys.readouterr().err
+    assert "segment1.onnx has no int8 variant, only float32." in told
+    assert "hsee export --int8" in told
+
+
+def test_text_answers_end_with_a_newline(bundle, labelled, capsys):
+    assert main([str(bundle.folder), str(labelled)]) == 0
+    assert capsys.readouterr().out.endswith("100.0%\n")
 
 
 def test_flags_change_the_policy_and_quiet_leaves_the_summary(bundle, labelled, capsys):
@@ -116,7 +146,7 @@ def test_values_of_another_scale_bring_a_note_on_stderr(bundle, tmp_path, capsys
         (["{bundle}"], 2, "error: The following arguments are required: SAMPLES."),
         (["{bundle}", "{labelled}", "--batch", "0"], 2, "not a whole number"),
         (["{bundle}", "{labelled}", "--threshold", "7"], 1, "not in (0, 1]"),
-        (["{bundle}", "{labelled}", "--policy", "margin"], 1, "fix: Give a threshold together"),
+        (["{bundle}", "{labelled}", "--policy", "margin"], 1, "fix:   Give a threshold together"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_a_fix(bundle, labelled, capsys, arguments, status, complaint):

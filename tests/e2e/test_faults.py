@@ -1,0 +1,137 @@
+"""Processes are killed in the middle of a run, and the run finishes."""
+
+import csv
+import json
+import signal
+
+import pytest
+
+from tests.mosquitto import Mosquitto
+from toolkit.errors import FencedError
+
+pytestmark = pytest.mark.needs_mosquitto
+
+PARTS = {"ant": "1/24", "bee": "2/24"}
+ROUNDS = 24
+RUN = ("--devices", 2, "--run", "r1")
+
+
+@pytest.fixture
+def start_agent(hsee, profile):
+    """Start one of two small, quick devices."""
+
+    def start(port, device, home=""):
+        own = ("--home", home or device, "--part", PARTS[device], "--profile", profile)
+        return hsee.agent(port, device, *own)
+
+    return start
+
+
+def check_finished(hsee, *processes, rounds=ROUNDS):
+    """Everybody ended well, and every round stands once in metrics.csv for each device, with nothing void."""
+    for process in processes:
+        assert process.end() == 0, process.describe()
+    with (hsee.folder / "runs/r1/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["round"]), row["device"]) for row in rows] == [
+        (round_, device) for round_ in range(1, rounds + 1) for device in ("ant", "bee")
+    ]
+    assert {row["n_void"] for row in rows} == {"0"}
+
+
+def test_an_agent_and_then_the_broker_are_killed(hsee, mosquitto, start_agent):
+    port = mosquitto.address.port
+    agents = {device: start_agent(port, device) for device in ("ant", "bee")}
+    coordinator = hsee.coordinator(port, *RUN, "--rounds", ROUNDS)
+    coordinator.wait_for_round(3)
+    agents["ant"].kill()
+    coordinator.wait_for("Device ant is offline.")
+    agents["ant"] = start_agent(port, "ant")
+    coordinator.wait_for("Device ant is back.")
+    reached = coordinator.rounds()[-1]
+    coordinator.wait_for_round(reached + 2)
+    mosquitto.restart()
+    coordinator.wait_for("Lost the broker")
+    check_finished(hsee, coordinator, *agents.values())
+
+
+def test_the_coordinator_is_stopped_and_then_killed_and_devices_come_back_by_themselves(
+    hsee, mosquitto, start_agent
+):
+    port = mosquitto.address.port
+    agents = [start_agent(port, device) for device in ("ant", "bee")]
+    first = hsee.coordinator(port, *RUN, "--rounds", ROUNDS)
+    first.wait_for_round(2)
+    first.signal(signal.SIGTERM)
+    assert first.end() == 0, first.describe()
+    assert first.events[-1] == {
+        "event": "ended",
+        "status": "stopped",
+        "detail": "Stopped by hand; go on with: hsee run resume runs/r1",
+    }
+    second = hsee.start("run", "resume", "runs/r1", "--json")
+    second.wait_for_round(first.rounds()[-1] + 3)
+    second.kill()
+    committed = second.rounds()[-1]
+    third = hsee.start("run", "resume", "runs/r1", "--json")
+    check_finished(hsee, third, *agents)
+    # A killed coordinator repeats at most the round that it had closed and not told.
+    assert third.rounds()[0] - committed in (0, 1)
+    assert third.rounds()[-1] == ROUNDS
+
+
+def test_of_two_agents_with_one_id_the_newer_one_goes_on(hsee, mosquitto, start_agent):
+    port = mosquitto.address.port
+    bee = start_agent(port, "bee")
+    older = start_agent(port, "ant", home="here")
+    coordinator = hsee.coordinator(port, *RUN, "--rounds", 3 * ROUNDS)
+    coordinator.wait_for_round(1)
+    newer = start_agent(port, "ant", home="elsewhere")
+    assert older.end() == FencedError.exit_status == 1, older.describe()
+    assert "Another process took over the device id 'ant'; this one stops." in older.err
+    assert "give each its own --id" in older.err
+    assert "Traceback" not in older.err
+    assert "took over" in (hsee.folder / "here/r1/devices/ant/fenced").read_text()
+    check_finished(hsee, coordinator, bee, newer, rounds=3 * ROUNDS)
+
+
+def test_a_second_agent_of_one_id_in_one_home_is_refused_and_the_first_goes_on(mosquitto, start_agent):
+    port = mosquitto.address.port
+    first = start_agent(port, "ant")
+    first.wait_for("connected to the broker")
+    second = start_agent(port, "ant")
+    assert second.end() == 1, second.describe()
+    assert second.err.splitlines() == [
+        "error: An agent of device 'ant' runs already in ant. (HSEE-E150)",
+        "fix:   One device id is one process: stop the other, or give this one another --id.",
+    ]
+    assert first.process.poll() is None, first.describe()
+    first.signal(signal.SIGTERM)
+    assert first.end() == 0, first.describe()
+    assert first.out.splitlines()[-1] == "Stopped; what was trained is saved."
+
+
+def test_whatever_starts_first_waits_for_the_others(hsee, tmp_path, start_agent):
+    mosquitto = Mosquitto(tmp_path)
+    port = mosquitto.address.port
+    early = start_agent(port, "ant")
+    early.wait_for("Trying again for")
+    try:
+        mosquitto.start()
+        early.wait_for("no coordinator yet in fleet home; start one with: hsee coordinator start")
+        coordinator = hsee.coordinator(port, *RUN, "--rounds", 2)
+        coordinator.wait_for('"ready":["ant"]')
+        twice = hsee.coordinator(port, *RUN)
+        assert twice.end() == 1, twice.describe()
+        assert json.loads(twice.out)["error"]["message"] == "Another coordinator is at work in runs/r1."
+        late = start_agent(port, "bee")
+        check_finished(hsee, coordinator, early, late, rounds=2)
+        again = hsee.coordinator(port, *RUN)
+        assert again.end() == 1, again.describe()
+        assert json.loads(again.out)["error"] == {
+            "code": "HSEE-E150",
+            "message": "There is a run in runs/r1 already.",
+            "hint": "Go on with it: hsee run resume runs/r1  Or choose another --run.",
+        }
+    finally:
+        mosquitto.kill()

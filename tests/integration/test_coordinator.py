@@ -1,0 +1,334 @@
+"""The coordinator with real agents over a memory broker: who joins, who comes and goes, what is told and kept."""
+
+import csv
+import json
+
+import pytest
+
+from coordinator.checkpoints import Checkpoints
+from coordinator.events import Ended, Notice, PlanMade, RoundClosed, Waiting
+from coordinator.ledger import Issued, Ledger, Void, read_ledger
+from coordinator.planning import GivenCuts
+from coordinator.run_folder import RunFolder
+from coordinator.server import OFFLINE_GRACE_S, Coordinator
+from tests.numerics.fleet import RUN, TOPICS, Fleet, Member, local_data, patterns
+from toolkit.config import Run
+from toolkit.errors import MachineError, PartialError, RefusedError
+from toolkit.link.memory import MemoryLink
+
+SHAPE = (1, 4, 4)
+SETTINGS = Run(
+    model="mlp",
+    model_options={"width": 16, "depth": 3},
+    devices=2,
+    rounds=3,
+    batch_size=8,
+    seed=1,
+    wait_s=60.0,
+)
+
+
+def member(name, classes=("a", "b", "c"), *, shape=SHAPE, cut="hidden1", n=48):
+    x, y = patterns(n, shape, seed=len(name), classes=classes)
+    return Member(name, cut, local_data(x, y, classes=sorted(classes)))
+
+
+@pytest.fixture
+def make_fleet(tmp_path):
+    opened = []
+
+    def make(*members, **changes):
+        settings = Run(**{name: getattr(SETTINGS, name) for name in Run.__struct_fields__} | changes)
+        fleet = Fleet(tmp_path, members or (member("ant"), member("bee", cut="hidden2")), settings)
+        opened.append(fleet)
+        return fleet
+
+    yield make
+    for fleet in opened:
+        fleet.__exit__()
+
+
+def of_kind(fleet, kind):
+    return [event for event in fleet.events if isinstance(event, kind)]
+
+
+def ready(fleet):
+    """Devices that the coordinator says are ready; None before it said anything."""
+    waited = of_kind(fleet, Waiting)
+    return waited[-1].ready if waited else None
+
+
+def is_over(fleet):
+    return lambda: fleet.coordinator.over and all(m.agent.over for m in fleet.members.values() if m.agent)
+
+
+def resumed(fleet):
+    """Close the coordinator's process and open another on the same folder."""
+    fleet.coordinator.close()
+    fleet.coordinator = Coordinator(
+        MemoryLink(fleet.hub, "coordinator"),
+        topics=TOPICS,
+        folder=RunFolder(fleet.path / "run", RUN),
+        settings=fleet.settings,
+        clock=fleet.clock,
+        observe=fleet.events.append,
+        planner=GivenCuts({m.name: m.cut for m in fleet.members.values()}),
+    )
+    fleet.coordinator.start()
+
+
+def test_a_run_from_waiting_to_its_end(make_fleet):
+    fleet = make_fleet()
+    fleet.start()
+    fleet.run_until(is_over(fleet))
+    waited = [event.ready for event in of_kind(fleet, Waiting)]
+    assert waited[0] == ()
+    assert waited[-1] == ("ant", "bee")
+    (plan,) = of_kind(fleet, PlanMade)
+    assert plan.plan.cuts == {"ant": "hidden1", "bee": "hidden2"}
+    assert [event.report.round for event in of_kind(fleet, RoundClosed)] == [1, 2, 3]
+    assert fleet.events[-1] == Ended("finished", "All 3 rounds are done.")
+    assert [m.agent.result() for m in fleet.members.values()] == ["All 3 rounds are done."] * 2
+    record = json.loads((fleet.path / "run/run.json").read_text())
+    assert (record["status"], record["rounds_closed"], record["term"]) == ("finished", 3, 1)
+
+
+def test_devices_with_different_classes_train_one_network_right(make_fleet):
+    fleet = make_fleet(
+        member("ant", ("class2", "class10"), n=120), member("bee", ("class1", "class2"), n=120), rounds=16
+    )
+    fleet.start()
+    fleet.run_until(is_over(fleet))
+    (plan,) = of_kind(fleet, PlanMade)
+    assert plan.plan.classes == ("class1", "class2", "class10")
+    for report in of_kind(fleet, RoundClosed)[-1].report.devices:
+        # A wrong number for one of their classes would cost at least the half of it.
+        assert report.server_accuracy > 0.9
+        assert report.exit_accuracy > 0.9
+
+
+def test_the_job_carries_the_runs_settings(make_fleet):
+    fleet = make_fleet(schedule="constant", lr=0.125, momentum=0.5, weight_decay=0.25, codec="int8")
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 1 and all(m.job for m in fleet.members.values()))
+    for job in fleet.jobs().values():
+        optimizer = job.optimizer
+        assert (optimizer.schedule, optimizer.lr) == ("constant", 0.125)
+        assert (optimizer.momentum, optimizer.weight_decay, job.codec) == (0.5, 0.25, "int8")
+
+
+def test_too_few_devices_end_the_wait_with_names_and_a_fix(make_fleet):
+    fleet = make_fleet()
+    fleet.start("ant")
+    fleet.run_until(lambda: ready(fleet) == ("ant",))
+    fleet.clock.now += SETTINGS.wait_s
+    with pytest.raises(PartialError, match=r"Only 1 of 2 devices joined within 60 s: ant\.") as caught:
+        fleet.run_until(is_over(fleet))
+    assert caught.value.exit_status == 5
+    assert caught.value.hint == "Start the missing agents, or lower --devices."
+    assert not fleet.members["ant"].agent.over  # it waits for the next coordinator
+
+
+@pytest.mark.parametrize(
+    ("odd", "changes", "code", "text"),
+    [
+        (member("odd", shape=(1, 5, 5)), {}, "shape", r"shape \[1, 5, 5\]; the run's have \[1, 4, 4\]"),
+        (member("odd", ("a", "x")), {"classes": ["a", "b", "c"]}, "classes", "does not have: x"),
+    ],
+)
+def test_a_device_that_does_not_fit_is_refused_and_the_others_go_on(make_fleet, odd, changes, code, text):
+    fleet = make_fleet(member("ant"), member("bee"), odd, **changes)
+    fleet.start("ant")
+    fleet.run_until(lambda: ready(fleet) == ("ant",))
+    fleet.start("odd")
+    fleet.run_until(lambda: odd.agent.over)
+    with pytest.raises(RefusedError, match=text) as caught:
+        odd.agent.result()
+    assert caught.value.facts["reason"] == code
+    assert caught.value.hint
+    fleet.start("bee")
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+    assert any("Refused device odd" in notice.text for notice in of_kind(fleet, Notice))
+
+
+def test_a_model_that_does_not_fit_the_data_is_told_to_the_first_device(make_fleet):
+    fleet = make_fleet(member("ant", shape=(16,)), model="resnet_small", model_options={})
+    fleet.start()
+    ant = fleet.members["ant"]
+    fleet.run_until(lambda: ant.agent.over)
+    with pytest.raises(RefusedError, match="'resnet_small' takes pictures") as caught:
+        ant.agent.result()
+    assert "--model" in caught.value.hint
+
+
+def test_the_shape_of_a_device_that_left_binds_nobody(make_fleet):
+    wrong = member("wrong", shape=(1, 5, 5))
+    fleet = make_fleet(wrong, member("ant"), member("bee"))
+    fleet.start("wrong")
+    fleet.run_until(lambda: ready(fleet) == ("wrong",))
+    fleet.stop("wrong")
+    fleet.run_until(lambda: ready(fleet) == ())
+    fleet.start("ant", "bee")
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+
+
+def test_a_late_device_is_refused(make_fleet):
+    fleet = make_fleet(member("ant"), member("bee"), member("late"))
+    fleet.start("ant", "bee")
+    fleet.run_until(lambda: fleet.round() == 2)
+    fleet.start("late")
+    fleet.run_until(lambda: fleet.members["late"].agent.over)
+    with pytest.raises(RefusedError, match="began without this device") as caught:
+        fleet.members["late"].agent.result()
+    assert caught.value.hint == "Start this device before the run, or start a new run."
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+
+
+def test_a_device_that_returns_with_other_data_is_refused(make_fleet):
+    fleet = make_fleet(rounds=20)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    fleet.stop("ant")
+    fleet.members["ant"].data = member("ant", n=64).data
+    fleet.start("ant")
+    fleet.run_until(lambda: fleet.members["ant"].agent.over)
+    with pytest.raises(RefusedError, match="data changed since the run began"):
+        fleet.members["ant"].agent.result()
+
+
+def test_a_device_that_leaves_on_purpose_is_not_waited_for_and_may_come_back(make_fleet):
+    fleet = make_fleet(rounds=40)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    fleet.stop("ant")
+    fleet.run_until(lambda: fleet.round() == 5)
+    assert fleet.clock.now < OFFLINE_GRACE_S
+    fleet.start("ant")
+    fleet.run_until(is_over(fleet))
+    voids = {
+        entry.reason for entry in read_ledger(fleet.path / "run/ledger.jsonl") if isinstance(entry, Void)
+    }
+    assert voids == {"left"}
+    last = of_kind(fleet, RoundClosed)[-1].report
+    assert all(device.n_void == 0 for device in last.devices)
+
+
+def test_a_device_that_is_cut_off_is_waited_for_a_while(make_fleet):
+    fleet = make_fleet(rounds=40)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    ant = fleet.members["ant"]
+    ant.agent._link.will = (TOPICS.device_state("ant"), ant.agent._word("offline"))
+    fleet.hub.drop(ant.agent._link)
+    agent, ant.agent = ant.agent, None  # its process hangs
+    fleet.run_until(lambda: any("offline" in notice.text for notice in of_kind(fleet, Notice)))
+    here = fleet.round()
+    for _ in range(20):
+        fleet.sweep()
+    assert fleet.round() == here
+    fleet.clock.now += OFFLINE_GRACE_S
+    fleet.run_until(lambda: fleet.round() == here + 1)
+    ant.agent = agent
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+
+
+def test_the_deadline_closes_a_round_and_a_silent_device_goes_on_in_the_next(make_fleet):
+    fleet = make_fleet(rounds=6, round_deadline_s=10.0)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    bee = fleet.members["bee"]
+    agent, bee.agent = bee.agent, None
+    here = fleet.round()
+    fleet.run_until(lambda: fleet.round() == here + 1)
+    assert of_kind(fleet, RoundClosed)[-1].report.reason == "deadline"
+    bee.agent = agent
+    fleet.run_until(is_over(fleet))
+    assert of_kind(fleet, RoundClosed)[-1].report.reason == "complete"
+
+
+def test_when_everybody_is_gone_the_run_ends_and_says_how_to_go_on(make_fleet):
+    fleet = make_fleet(rounds=40)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    fleet.stop("ant")
+    fleet.stop("bee")
+    with pytest.raises(PartialError, match="Every device is gone at the end of round") as caught:
+        fleet.run_until(lambda: fleet.coordinator.over)
+    assert "hsee run resume" in caught.value.hint
+    assert json.loads((fleet.path / "run/run.json").read_text())["status"] == "failed"
+
+
+def test_a_resumed_run_is_the_same_as_one_that_was_never_stopped(make_fleet):
+    fleet = make_fleet(rounds=5)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 3)
+    for _ in range(3):  # in the middle of a round
+        fleet.sweep()
+    fleet.coordinator.end("stopped", "by hand")
+    resumed(fleet)
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.term == 2
+    with (fleet.path / "run/metrics.csv").open(newline="") as file:
+        rows = [(int(row["round"]), row["device"]) for row in csv.DictReader(file)]
+    assert rows == [(round_, device) for round_ in range(1, 6) for device in ("ant", "bee")]
+    for name in fleet.members:
+        for round_ in range(1, 6):
+            assert fleet.trained_in(name, round_) == list(range(1, fleet.n_train(name) + 1))
+    issued = [e for e in read_ledger(fleet.path / "run/ledger.jsonl") if isinstance(e, Issued)]
+    for name in fleet.members:  # each coordinator process issues its own
+        assert [entry.incarnation for entry in issued if entry.device == name] == [1, 2]
+
+
+def test_a_run_that_was_stopped_before_it_began_waits_again(make_fleet):
+    fleet = make_fleet()
+    fleet.start("ant")
+    fleet.run_until(lambda: ready(fleet) == ("ant",))
+    fleet.coordinator.end("stopped", "by hand")
+    resumed(fleet)
+    fleet.start("bee")
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+
+
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(make_fleet, monkeypatch):
+    fleet = make_fleet()
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+
+    def refuse(_ledger):
+        raise MachineError("The disk is full.")
+
+    with monkeypatch.context() as full:
+        full.setattr(Ledger, "sync", refuse)
+        with pytest.raises(MachineError):
+            fleet.run_until(is_over(fleet))
+    assert fleet.events[-1] == Ended("stopped", "The disk is full.")
+    resumed(fleet)
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+    for name in fleet.members:
+        for round_ in (1, 2, 3):
+            assert fleet.trained_in(name, round_) == list(range(1, fleet.n_train(name) + 1))
+
+
+def test_a_finished_run_that_is_resumed_is_finished(make_fleet):
+    fleet = make_fleet()
+    fleet.start()
+    fleet.run_until(is_over(fleet))
+    resumed(fleet)
+    assert fleet.coordinator.over
+    assert fleet.coordinator.detail == "All 3 rounds are done."
+    assert [kept.round for kept in Checkpoints(fleet.path / "run/checkpoints").kept()] == [2, 3]
+
+
+def test_a_long_reason_still_reaches_the_devices(make_fleet):
+    fleet = make_fleet()
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 1)
+    fleet.coordinator.end("failed", "x" * 5000)
+    fleet.run_until(is_over(fleet))
+    assert fleet.members["ant"].agent._stop.detail == "x" * 1024

@@ -1,0 +1,272 @@
+"""The loop over rounds: in order, without a gap, each batch once; closing voids what is owed."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from coordinator.ledger import Aggregated, Applied, Closed, Opened, Void
+from coordinator.rounds import Delivery, RoundLoop
+from coordinator.strategy.base import RoundView, Strategy
+from coordinator.strategy.sequential import Sequential
+from toolkit.errors import StrategyError
+from toolkit.wire.payloads import Batch
+
+LISTS = {"bee": (2, 1), "ant": (3, 2)}
+
+
+class Notebook:
+    """A trainer that only writes down what it is given; its loss is the seq, and every second sample is right."""
+
+    resident = ()
+    n_free_copies = 1
+
+    def __init__(self):
+        self.applied = []
+        self.aggregated = []
+
+    def apply(self, device, batch, *, round_, seq):
+        assert batch.kind == "train"
+        self.applied.append((device, round_, seq, int(batch.y[0])))
+        return float(seq)
+
+    def aggregate(self, weights: Mapping[str, int]):
+        self.aggregated.append(dict(weights))
+
+    def end_round(self):
+        pass
+
+    def n_correct(self, _device, batch):
+        assert batch.kind == "eval"
+        return len(batch.y) // 2
+
+
+class Copies(Strategy):
+    name = "copies"
+    mode = "copies"
+
+
+def delivery(seq, *, kind="train", n=4):
+    h = np.zeros((n, 1), np.float32)
+    batch = Batch(kind, h, np.full(n, seq), exit_loss=0.5, exit_correct=1, segment_step=seq)
+    return Delivery(batch, f"digest {seq}", n_bytes=100)
+
+
+@pytest.fixture
+def book():
+    return []
+
+
+@pytest.fixture
+def trainer():
+    return Notebook()
+
+
+@pytest.fixture
+def make_loop(book, trainer):
+    def make(strategy=None, *, window=8, lists=LISTS, round_=0):
+        loop = RoundLoop(
+            strategy or Sequential(order="fixed"),
+            trainer,
+            record=book.append,
+            lists=lists,
+            cuts=dict.fromkeys(lists, "stem"),
+            batch_size=4,
+            seed=0,
+            window=window,
+            round_=round_,
+        )
+        loop.open(100.0)
+        return loop
+
+    return make
+
+
+def put(loop, device, *seqs):
+    n_train = loop.devices[device].n_train
+    for seq in seqs:
+        if loop.wants(device, round_=loop.round, seq=seq):
+            loop.deliver(device, seq, delivery(seq, kind="train" if seq <= n_train else "eval"))
+
+
+def train_all(loop):
+    while loop.train_one() is not None:
+        pass
+
+
+def applied(book, device):
+    return [
+        (entry.seq, entry.evaluated)
+        for entry in book
+        if isinstance(entry, Applied) and entry.device == device
+    ]
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3, 4, 5), (5, 4, 3, 2, 1), (4, 1, 5, 3, 2)])
+def test_batches_enter_in_order_however_they_come(make_loop, book, trainer, order):
+    loop = make_loop(lists={"ant": (3, 2)})
+    for seq in order:
+        put(loop, "ant", seq)
+        train_all(loop)
+    assert trainer.applied == [("ant", 1, seq, seq) for seq in (1, 2, 3)]
+    assert applied(book, "ant") == [(1, False), (2, False), (3, False), (4, True), (5, True)]
+    assert loop.complete
+
+
+def test_a_gap_is_waited_for(make_loop, trainer):
+    loop = make_loop()
+    put(loop, "ant", 1, 3)
+    train_all(loop)
+    assert [seq for _, _, seq, _ in trainer.applied] == [1]
+    put(loop, "ant", 2)
+    train_all(loop)
+    assert [seq for _, _, seq, _ in trainer.applied] == [1, 2, 3]
+
+
+def test_each_batch_enters_once(make_loop, trainer):
+    loop = make_loop()
+    put(loop, "ant", 1)
+    assert not loop.wants("ant", round_=1, seq=1)  # waiting here
+    train_all(loop)
+    assert not loop.wants("ant", round_=1, seq=1)  # entered
+    put(loop, "ant", 1, 1, 2)
+    train_all(loop)
+    assert [seq for _, _, seq, _ in trainer.applied] == [1, 2]
+
+
+def test_only_the_open_round_and_its_devices_are_wanted(make_loop):
+    loop = make_loop(round_=4)
+    assert loop.round == 5
+    assert loop.wants("ant", round_=5, seq=1)
+    assert not loop.wants("ant", round_=4, seq=1)
+    assert not loop.wants("ant", round_=6, seq=1)
+    assert not loop.wants("stranger", round_=5, seq=1)
+    assert not loop.wants("ant", round_=5, seq=6)
+
+
+def test_the_window_moves_with_the_cursor_and_ends_with_the_list(make_loop):
+    loop = make_loop(window=2)
+    assert loop.limit("ant") == 3
+    assert not loop.wants("ant", round_=1, seq=3)
+    put(loop, "ant", 1, 2)
+    assert loop.limit("ant") == 3  # nothing was taken up yet
+    train_all(loop)
+    assert loop.limit("ant") == 5
+    put(loop, "ant", 3, 4)
+    train_all(loop)
+    assert loop.limit("ant") == 6
+    put(loop, "ant", 5)
+    assert loop.limit("ant") == 6
+
+
+def test_held_out_batches_are_never_trained_on(make_loop, trainer):
+    loop = make_loop()
+    put(loop, "ant", 1, 2, 3, 4, 5)
+    put(loop, "bee", 1, 2, 3)
+    train_all(loop)
+    assert loop.complete
+    assert [(device, seq) for device, _, seq, _ in trainer.applied] == [
+        ("ant", 1),
+        ("ant", 2),
+        ("ant", 3),
+        ("bee", 1),
+        ("bee", 2),
+    ]
+
+
+def test_a_complete_round_is_reported(make_loop, book):
+    loop = make_loop()
+    put(loop, "ant", 1, 2, 3, 4, 5)
+    put(loop, "bee", 1, 2, 3)
+    train_all(loop)
+    report = loop.close(107.5, "complete")
+    assert (report.round, report.seconds, report.reason) == (1, 7.5, "complete")
+    ant, bee = report.devices
+    assert (ant.device, ant.n_steps, ant.n_void, ant.n_bytes, ant.n_eval) == ("ant", 3, 0, 500, 8)
+    assert (ant.exit_loss, ant.server_loss) == (0.5, 2.0)
+    assert (ant.exit_accuracy, ant.server_accuracy) == (2 / 8, 4 / 8)
+    assert (bee.n_steps, bee.server_loss) == (2, 1.5)
+    assert book[0] == Opened(1, {"ant": (3, 2), "bee": (2, 1)})
+    assert book[-1] == Closed(1, "complete")
+    assert not [entry for entry in book if isinstance(entry, Void)]
+
+
+def test_closing_voids_what_is_owed_and_nothing_of_it_is_applied_later(make_loop, book, trainer):
+    loop = make_loop()
+    put(loop, "ant", 1, 3)
+    train_all(loop)
+    loop.stop_waiting("deadline")
+    assert loop.complete
+    assert not loop.wants("ant", round_=1, seq=2)
+    report = loop.close(200.0, "deadline")
+    assert [entry for entry in book if isinstance(entry, Void)] == [
+        Void("ant", 1, 2, 5, "deadline"),
+        Void("bee", 1, 1, 3, "deadline"),
+    ]
+    assert [device.n_void for device in report.devices] == [4, 3]
+    assert report.devices[1].server_accuracy is None
+    loop.open(200.0)
+    assert not loop.wants("ant", round_=1, seq=2)
+    put(loop, "ant", 1)
+    train_all(loop)
+    assert [(round_, seq) for _, round_, seq, _ in trainer.applied] == [(1, 1), (2, 1)]
+
+
+def test_what_came_before_the_deadline_is_still_trained_on(make_loop, trainer):
+    loop = make_loop()
+    put(loop, "bee", 1, 2)  # ant's turn is first, and it sends nothing
+    train_all(loop)
+    assert trainer.applied == []
+    loop.stop_waiting("deadline")
+    train_all(loop)
+    assert [(device, seq) for device, _, seq, _ in trainer.applied] == [("bee", 1), ("bee", 2)]
+
+
+def test_an_excused_device_is_not_waited_for_and_one_that_returns_goes_on(make_loop, trainer):
+    loop = make_loop()
+    put(loop, "ant", 1)
+    put(loop, "bee", 1, 2, 3)
+    train_all(loop)
+    loop.excuse("ant", "offline")
+    train_all(loop)
+    assert loop.complete
+    assert not loop.wants("ant", round_=1, seq=2)
+    loop.welcome_back("ant")
+    assert not loop.complete
+    put(loop, "ant", 2, 3, 4, 5)
+    train_all(loop)
+    assert loop.complete
+    assert [seq for device, _, seq, _ in trainer.applied if device == "ant"] == [1, 2, 3]
+
+
+def test_who_returns_after_the_deadline_waits_for_the_next_round(make_loop):
+    loop = make_loop()
+    loop.stop_waiting("deadline")
+    loop.welcome_back("ant")
+    assert not loop.wants("ant", round_=1, seq=1)
+    loop.close(300.0, "deadline")
+    loop.open(300.0)
+    assert loop.wants("ant", round_=2, seq=1)
+
+
+def test_copies_are_made_one_at_the_close_by_those_that_trained(make_loop, trainer, book):
+    loop = make_loop(Copies())
+    put(loop, "ant", 1)
+    train_all(loop)
+    loop.excuse("bee", "offline")
+    loop.stop_waiting("deadline")
+    loop.close(0.0, "deadline")
+    assert trainer.aggregated == [{"ant": 1}]
+    assert Aggregated(1, {"ant": 1}) in book
+    assert book.index(Aggregated(1, {"ant": 1})) < book.index(Closed(1, "deadline"))
+
+
+def test_a_strategy_that_names_a_device_without_a_batch_is_stopped(make_loop):
+    class Wrong(Strategy):
+        name = "wrong"
+
+        def next_device(self, view: RoundView) -> str | None:
+            return view.devices[0].device
+
+    with pytest.raises(StrategyError, match="chose 'ant', which has no batch here"):
+        make_loop(Wrong()).train_one()
