@@ -1,14 +1,17 @@
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from tests.tiny_bundles import manifest_of, scaling_onnx, scaling_segment, write_tiny_bundle
 from toolkit.bundle.folder import open_bundle, write_bundle
-from toolkit.bundle.manifest import MANIFEST_FILE, SCHEMA, PolicyRecord, Port
+from toolkit.bundle.manifest import MANIFEST_FILE, SCHEMA, PolicyRecord, Port, Variant
 from toolkit.errors import BundleDigestError, BundleError, MachineError
+from toolkit.runtime import load
 
 
 def edited(folder, **changes):
@@ -191,3 +194,73 @@ def test_a_failed_write_leaves_the_old_bundle_and_no_half_one(tmp_path, monkeypa
             )
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
     assert open_bundle(tmp_path / "b").digest == old.digest
+
+
+class PowerCut(BaseException):
+    """Nothing catches it: no handler of ours may tidy up after it, as none would."""
+
+
+def cut_at(monkeypatch, n_th):
+    """Cut the power at the n-th step of a write; returns the steps taken so far."""
+    steps = []
+
+    def counted(name, real):
+        def step(*arguments, **options):
+            steps.append(name)
+            if len(steps) == n_th:
+                raise PowerCut(name)
+            return real(*arguments, **options)
+
+        return step
+
+    monkeypatch.setattr(Path, "rename", counted("rename", Path.rename))
+    monkeypatch.setattr(Path, "mkdir", counted("mkdir", Path.mkdir))
+    monkeypatch.setattr(os, "fsync", counted("fsync", os.fsync))
+    monkeypatch.setattr(shutil, "rmtree", counted("rmtree", shutil.rmtree))
+    return steps
+
+
+def test_a_power_cut_at_any_step_of_a_swap_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+    seen = set()
+    for n_th in range(1, 50):
+        folder = tmp_path / str(n_th) / "b"
+        old = write_tiny_bundle(folder)
+        manifest, files = manifest_of(scaling_segment(1)), {"segment1.onnx": scaling_onnx(2.0)}
+        with monkeypatch.context() as patched:
+            steps = cut_at(patched, n_th)
+            try:
+                write_bundle(folder, manifest, files, replace=True)
+            except PowerCut:
+                pass
+            else:
+                break
+        found = open_bundle(folder).digest
+        seen.add((found == old.digest, folder.exists()))
+        new = write_bundle(folder, manifest, files, replace=True)
+        assert found in (old.digest, new.digest)
+        assert [p.name for p in folder.parent.iterdir()] == ["b"]
+    assert len(steps) == n_th - 1
+    assert {"rename", "fsync", "rmtree", "mkdir"} == set(steps)
+    # Old in place, old beside while no bundle has its name, new in place: all three were met.
+    assert seen == {(True, True), (True, False), (False, True)}
+
+
+def test_a_variants_file_is_checked_as_any_other(tmp_path):
+    segment = msgspec.structs.replace(
+        scaling_segment(1),
+        variants=[
+            Variant(name="float32", file="segment1.onnx", accuracy=None, ms=1.0),
+            Variant(name="int8", file="segment1.int8.onnx", accuracy=None, ms=0.5),
+        ],
+        default="int8",
+    )
+    files = {"segment1.onnx": scaling_onnx(1.0), "segment1.int8.onnx": scaling_onnx(2.0)}
+    with pytest.raises(BundleError, match=r"segment1\.int8\.onnx is not among"):
+        write_bundle(tmp_path / "b", manifest_of(segment), {"segment1.onnx": b""})
+    write_bundle(tmp_path / "b", manifest_of(segment), files)
+    x = np.asarray([[0, 0, 1]], np.float32)
+    by_default, chosen = load(tmp_path / "b"), load(tmp_path / "b", variant="float32")
+    np.testing.assert_allclose(by_default(x).probability, chosen(2 * x).probability)
+    assert (by_default.variants, chosen.variants) == (("int8",), ("float32",))
+    with pytest.raises(BundleError, match="not there as int8"):
+        manifest_of(msgspec.structs.replace(segment, variants=[]))

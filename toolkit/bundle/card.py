@@ -28,7 +28,7 @@ Run it with `hsee infer FOLDER SAMPLES`, where FOLDER is the one this file lies 
 - Input: float32 of shape {manifest.input_shape} (channels first), raw values from {low:g} to {high:g};
   the runtime normalises them with the mean and deviation in `manifest.json`.
 {_exit_lines(manifest)}
-- Trained in run `{made.run}`, taken from round {made.round}, exported {made.created} ({software}).
+{_variant_lines(manifest)}{_calibration_lines(manifest)}- Trained in run `{made.run}`, taken from round {made.round}, exported {made.created} ({software}).
 - Every file's SHA-256 stands in `manifest.json` and is checked when the bundle is opened.
 """
 
@@ -46,6 +46,28 @@ def _segment_row(segment: Segment) -> str:
     return (
         f"| {segment.file} | {stages} | {segment.exit.name} | {measured.accuracy:.1%} of {measured.n_samples} | "
         f"{measured.n_sure} | {sure} |"
+    )
+
+
+def _variant_lines(manifest: Manifest) -> str:
+    lines = []
+    for segment in manifest.segments:
+        if segment.variants:
+            each = ", ".join(f"{v.file} ({v.ms:.3g} ms)" for v in segment.variants)
+            lines.append(f"- {each}: {segment.default} runs by default; {segment.default_reason}.\n")
+    return "".join(lines)
+
+
+def _calibration_lines(manifest: Manifest) -> str:
+    record = manifest.calibration
+    if record is None:
+        return ""
+    point = record.curve[record.chosen]
+    return (
+        f"- Calibrated {record.created} on {record.n_samples} {record.data}: {point.exit_rate:.1%} leave early, which "
+        f"costs {point.drop:.2f} points, at most {point.drop_upper:.2f} at 95 % ({record.target_drop:g} were allowed).\n"
+        f"  Held against {record.reference}. The curve is in `manifest.json`, drawn in `calibration.svg`.\n"
+        "  The thresholds in `manifest.json` count; the ONNX files' own metadata still names those of the export.\n"
     )
 
 

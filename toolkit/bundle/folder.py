@@ -1,4 +1,9 @@
-"""A bundle as a folder: written whole or not at all, and never trusted when opened."""
+"""A bundle as a folder: written whole or not at all, and never trusted when opened.
+
+A bundle that replaces another is built as ``.NAME.new``; the old one is renamed to ``.NAME.old``, the new one to
+``NAME``, and the old one removed. A power cut between the two renames leaves no ``NAME``: it is then read from
+``.NAME.old``, and the next write puts that back first.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +34,16 @@ class Bundle:
     """An opened bundle.
 
     Attributes:
-        folder: where it lies.
+        folder: where it lies; the file, where it is an archive.
         manifest: what it says about itself.
         digest: SHA-256 of its manifest, which holds the digests of all else: the identity of the bundle.
+        fetch: reads a file of it by name, at most so many bytes.
     """
 
     folder: Path
     manifest: Manifest
     digest: str
+    fetch: Callable[[str, int], bytes]
 
     def read(self, name: str) -> bytes:
         """Read a file of the bundle; what is returned is what was checked.
@@ -49,7 +56,7 @@ class Bundle:
         if entry is None:
             raise BundleError(f"{self.folder} has no file {name!r} in its manifest.", file=name)
         path = self.folder / name
-        content = _read_plain(path, at_most=entry.n_bytes)
+        content = self.fetch(name, entry.n_bytes)
         got = hashlib.sha256(content).hexdigest()
         if len(content) != entry.n_bytes or got != entry.sha256:
             raise BundleDigestError(
@@ -65,19 +72,39 @@ class Bundle:
 def open_bundle(folder: Path) -> Bundle:
     """Open a bundle and check every file of it.
 
+    Args:
+        folder: the bundle, or an archive of it.
+
     Raises:
         BundleError: no bundle, of a newer version, incomplete, or a file of it is a link.
         BundleDigestError: a file is not the one its manifest names.
     """
+    if folder.is_file():
+        from toolkit.bundle.archive import ArchiveFiles
+
+        return check_bundle(folder, ArchiveFiles(folder).fetch)
+    if not folder.exists() and _beside(folder, "old").is_dir():
+        folder = _beside(folder, "old")
     if not folder.is_dir():
         raise BundleError(
-            f"{folder} is not a folder." if folder.exists() else f"{folder} does not exist.",
-            hint="Give the folder that hsee export wrote.",
+            f"{folder} does not exist.",
+            hint="Give the folder or the archive that hsee export wrote.",
             folder=str(folder),
         )
-    content = _read_plain(folder / MANIFEST_FILE, at_most=MAX_MANIFEST_BYTES)
-    manifest = decode_manifest(content, where=str(folder / MANIFEST_FILE))
-    bundle = Bundle(folder, manifest, hashlib.sha256(content).hexdigest())
+    return check_bundle(folder, lambda name, at_most: _read_plain(folder / name, at_most=at_most))
+
+
+def check_bundle(place: Path, fetch: Callable[[str, int], bytes]) -> Bundle:
+    """Read a manifest and check every file that it names.
+
+    Args:
+        place: what messages call it.
+        fetch: reads a file by name, at most so many bytes.
+    Raises: BundleError, BundleDigestError: as of :func:`open_bundle`.
+    """
+    content = fetch(MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    manifest = decode_manifest(content, where=str(place / MANIFEST_FILE))
+    bundle = Bundle(place, manifest, hashlib.sha256(content).hexdigest(), fetch)
     _check_segments_named(manifest)
     for name in manifest.files:
         bundle.read(name)
@@ -110,10 +137,10 @@ def write_bundle(
         encode_manifest(msgspec.structs.replace(manifest, files=entries)), where="The manifest to be written"
     )
     _check_segments_named(manifest)
-    _check_free(folder, replace=replace)
-    beside = folder.with_name(f".{folder.name}.new")
-    old = folder.with_name(f".{folder.name}.old")
+    beside, old = _beside(folder, "new"), _beside(folder, "old")
     try:
+        _finish_swap(folder, old)
+        _check_free(folder, replace=replace)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         for name, data in {**content, MANIFEST_FILE: encode_manifest(manifest)}.items():
@@ -127,8 +154,7 @@ def write_bundle(
         shutil.rmtree(old, ignore_errors=True)
     except OSError as exc:
         shutil.rmtree(beside, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
+        _finish_swap(folder, old)
         raise MachineError(
             f"The bundle can't be written to {folder}: {exc.strerror or exc}.",
             hint="Check the free space and the permissions of that folder.",
@@ -137,10 +163,21 @@ def write_bundle(
     return open_bundle(folder)
 
 
+def _beside(folder: Path, which: str) -> Path:
+    return folder.with_name(f".{folder.name}.{which}")
+
+
+def _finish_swap(folder: Path, old: Path) -> None:
+    """Put back what a swap that was cut short between its two renames had moved away."""
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
 def _check_segments_named(manifest: Manifest) -> None:
     for segment in manifest.segments:
-        if segment.file not in manifest.files:
-            raise BundleError(f"Segment {segment.file} is not among the bundle's files.", file=segment.file)
+        for file in {segment.file, *map(segment.file_of, segment.variant_names)}:
+            if file not in manifest.files:
+                raise BundleError(f"Segment {file} is not among the bundle's files.", file=file)
 
 
 def _check_free(folder: Path, *, replace: bool) -> None:

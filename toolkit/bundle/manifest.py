@@ -25,6 +25,10 @@ Shape = Annotated[tuple[Size, ...], Meta(min_length=1, max_length=7)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 PolicyKind = Literal["entropy", "max_softmax", "margin"]
+VariantName = Literal["float32", "int8"]
+Milliseconds = Annotated[float, Meta(ge=0)]
+Points = Annotated[float, Meta(ge=-100, le=100)]
+"""Percentage points of accuracy."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,10 +88,29 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     measured: ExitAccuracy | None = None
 
 
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """A segment's file in one number format, and what the exporter found out about it.
+
+    Attributes:
+        accuracy: of the segment's exit on the exporter's held-out samples, answering all; None without labels.
+        ms: one sample, batch 1, one thread, median, on the machine that exported; both variants in one run.
+    """
+
+    name: VariantName
+    file: FileName
+    accuracy: Share | None
+    ms: Milliseconds
+
+
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """One ONNX file of the cascade: stages in a row, and the exit behind them if there is one.
 
-    ``activations`` is what the next segment takes, or what is offloaded; a segment that ends the network has none.
+    Attributes:
+        file: in float32; always there.
+        activations: what the next segment takes, or what is offloaded; a segment that ends the network has none.
+        n_macs: multiply-accumulates of one sample, exit included; 0 where nobody counted.
+        variants: where there is more than ``file``: all of them, float32 first.
+        default: the variant that the runtime loads unless told otherwise, and in words why.
     """
 
     file: FileName
@@ -98,6 +121,82 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     exit: Exit | None = None
     n_parameters: Count = 0
     opset: Count = 0
+    n_macs: Count = 0
+    variants: Annotated[list[Variant], Meta(max_length=2)] = []
+    default: VariantName = "float32"
+    default_reason: str = ""
+
+    @property
+    def variant_names(self) -> tuple[VariantName, ...]:
+        """Number formats that this segment is there in."""
+        return tuple(variant.name for variant in self.variants) or ("float32",)
+
+    def file_of(self, variant: VariantName | None = None) -> str:
+        """Name the file of a variant, the default one for None.
+
+        Raises: BundleError: this segment is not there in that format.
+        """
+        wanted = variant or self.default
+        files = {"float32": self.file} | {v.name: v.file for v in self.variants}
+        if wanted not in files:
+            raise BundleError(
+                f"{self.file} has no {wanted} variant, only {', '.join(files)}.",
+                hint="hsee export --int8 makes one." if wanted == "int8" else "",
+                variant=wanted,
+            )
+        return files[wanted]
+
+
+class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a threshold comes to on the calibration samples.
+
+    Attributes:
+        exit_rate: share answered by an exit that is sure.
+        accuracy: of the whole policy; None where only the exits' own answers are known.
+        drop: against the reference, points; ``drop_upper`` is its upper 95 % bound.
+        mean_macs: multiply-accumulates a sample, with what unsure samples cost beyond this bundle where that is known.
+        mean_ms: a sample, batch 1, of what runs on the machine that calibrated.
+    """
+
+    threshold: Annotated[float, Meta(gt=0, le=1)]
+    exit_rate: Share
+    accuracy: Share | None
+    drop: Points
+    drop_upper: Points
+    mean_macs: Annotated[float, Meta(ge=0)]
+    mean_ms: Milliseconds
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """How the thresholds were found.
+
+    Attributes:
+        data: which samples, in words, and ``n_samples`` of them.
+        reference: what the drop is taken against, in words; ``reference_accuracy`` if that is known.
+        target_drop: what was allowed, points.
+        bound: how ``drop_upper`` is computed, in words.
+        chosen: the point of ``curve`` whose threshold the exits have now.
+        created: UTC, ISO 8601; ``machine`` timed it.
+    """
+
+    data: Text
+    n_samples: Count
+    reference: Annotated[str, Meta(max_length=1024)]
+    reference_accuracy: Share | None
+    target_drop: Annotated[float, Meta(gt=0, le=100)]
+    bound: Annotated[str, Meta(max_length=1024)]
+    chosen: Count
+    curve: Annotated[list[CurvePoint], Meta(min_length=1, max_length=1024)]
+    created: Text
+    machine: Text
+
+    def __post_init__(self) -> None:
+        """Check that the chosen point is one of the curve.
+
+        Raises: BundleError: it is not.
+        """
+        if self.chosen >= len(self.curve):
+            raise BundleError(f"The calibration chose point {self.chosen} of {len(self.curve)}.")
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +224,10 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle's manifest; ``segments`` stand in the order in which they run."""
+    """A bundle's manifest; ``segments`` stand in the order in which they run.
+
+    ``n_macs_beyond`` is what a sample costs after the last segment on the final route, 0 where that is not known.
+    """
 
     schema: Annotated[int, Meta(ge=1)] = SCHEMA
     class_names: Annotated[list[Text], Meta(min_length=2, max_length=65_536)]
@@ -133,6 +235,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     preprocessing: Preprocessing
     segments: Annotated[list[Segment], Meta(min_length=1, max_length=32)]
     provenance: Provenance
+    n_macs_beyond: Count = 0
+    calibration: Calibration | None = None
     files: Annotated[dict[FileName, FileEntry], Meta(max_length=MAX_FILES)] = {}
 
     def __post_init__(self) -> None:
@@ -160,6 +264,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 raise BundleError(
                     f"The exit of {segment.file} gives {segment.exit.logits.shape}, not {len(self.class_names)} logits."
                 )
+            if segment.default not in segment.variant_names or "float32" not in segment.variant_names:
+                raise BundleError(f"{segment.file} is not there as {segment.default}, or not as float32.")
             flowing = segment.activations.shape if segment.activations is not None else None
         if self.segments[-1].exit is None:
             raise BundleError("The last segment has no exit: nobody would answer.")

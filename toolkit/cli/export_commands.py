@@ -12,7 +12,8 @@ from toolkit.cli.output import emit_json, table
 from toolkit.errors import UsageError, did_you_mean, require
 
 if TYPE_CHECKING:
-    from toolkit.export.onnx import ExportReport
+    from toolkit.export.onnx import ServerWeights
+    from toolkit.export.report import ExportReport
 
 RECORD_FILE = "segment.json"
 
@@ -32,11 +33,30 @@ def export(
     replace: Annotated[
         bool, typer.Option("--replace", help="Take the place of bundles that are there.")
     ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Add the coordinator's layers, so that the whole network answers offline."
+        ),
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Quantise too, and run the faster that keeps the accuracy on this machine."
+        ),
+    ] = False,
+    target_drop: Annotated[
+        float, typer.Option(min=0.01, max=100, help="Points of accuracy that int8 may cost, at 95 %.")
+    ] = 1.0,
+    archive: Annotated[
+        bool, typer.Option("--archive", help="Write each bundle as one .hsee file too.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Write the bundle of each device: its segment and exit as ONNX, checked against the trained model.
 
-    Run it where the segment is: on the board, or on a copy of the board's run folder.
+    Run it where the segment is: on the board, or on a copy of the board's run folder. Where the coordinator kept the
+    run, its layers' answers to the held-out samples go into the bundle, for hsee calibrate.
 
     Example: hsee export runs/run-20260101-120000 --device hall-camera
     """
@@ -44,21 +64,38 @@ def export(
     require("onnx", part="export", purpose="Export")
     folders = _held(run, device)
     from toolkit.export.onnx import export_held
+    from toolkit.export.pieces import ExportOptions
     from toolkit.nn.segment_record import read_record
     from toolkit.runtime.samples import read_samples
 
-    target = output or (run if (run / "devices").is_dir() else run.parent.parent) / "export"
+    home = run if (run / "devices").is_dir() else run.parent.parent
+    target = output or home / "export"
+    server = _server_weights(home)
+    options = ExportOptions(replace=replace, int8=int8, target_drop=target_drop, archive=archive)
     reports = []
     for folder in folders:
         job = read_record(folder).job
         samples = (
             read_samples(data, input_shape=job.model.input_shape, class_names=job.classes) if data else None
         )
-        reports.append(export_held(folder, target / folder.name, data=samples, replace=replace))
+        reports.append(
+            export_held(folder, target / folder.name, data=samples, server=server, full=full, options=options)
+        )
     if json:
         emit_json({"bundles": [msgspec.to_builtins(report, enc_hook=str) for report in reports]})
         return
     _show(reports)
+
+
+def _server_weights(home: Path) -> ServerWeights | None:
+    """The coordinator's layers, where this folder is its run folder too."""
+    from coordinator.checkpoints import newest_generation
+    from toolkit.export.onnx import ServerWeights
+
+    generation = newest_generation(home / "checkpoints")
+    if generation is None:
+        return None
+    return ServerWeights(generation.tensors(), f"the coordinator's layers of round {generation.round}")
 
 
 def _held(run: Path, device: str) -> list[Path]:
@@ -101,23 +138,36 @@ def _show(reports: list[ExportReport]) -> None:
         [
             [
                 r.device,
-                r.exit,
+                s.exit,
                 r.round,
-                f"{r.n_bytes / 1e3:.0f}",
-                r.opset,
+                f"{s.n_bytes / 1e3:.0f}",
+                s.opset,
                 r.n_samples,
-                _percent(r.accuracy),
-                _percent(r.torch_accuracy),
-                f"{r.parity.max_difference:.1e}",
-                f"{r.ms:.3f}",
-                f"{r.torch_ms:.3f}",
-                f"{r.threshold:.3f}",
+                _percent(s.accuracy),
+                _percent(s.torch_accuracy),
+                f"{s.parity.max_difference:.1e}",
+                f"{s.ms:.3f}",
+                f"{s.torch_ms:.3f}",
+                f"{s.threshold:.3f}",
             ]
             for r in reports
+            for s in r.segments
         ],
     )
     for report in reports:
-        typer.echo(f"{report.folder}  sha256 {report.sha256[:16]}  threshold: {report.threshold_origin}")
+        for segment in report.segments:
+            typer.echo(
+                f"{report.folder / segment.file}  sha256 {segment.sha256[:16]}  threshold: {segment.threshold_origin}"
+            )
+            if segment.int8 is not None:
+                typer.echo(
+                    f"{report.folder / segment.int8.file}  {segment.int8.n_bytes / 1e3:.0f} KB of "
+                    f"{segment.n_bytes / 1e3:.0f}  default {segment.default}: {segment.default_reason}"
+                )
+        if report.reference:
+            typer.echo(f"{report.folder}  keeps {report.reference} ({_percent(report.reference_accuracy)})")
+        if report.archive is not None:
+            typer.echo(f"{report.archive}")
 
 
 def _percent(share: float | None) -> str:

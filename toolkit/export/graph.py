@@ -1,4 +1,4 @@
-"""A segment and its exit as one ONNX graph, readable in a viewer and silent while it is made."""
+"""A segment and its exit as one ONNX graph: readable in a viewer, silent while it is made."""
 
 from __future__ import annotations
 
@@ -14,31 +14,50 @@ from torch import nn
 from toolkit.errors import BundleError, require
 
 INPUT = "image"
+ACTIVATIONS_IN = "activations_in"
 ACTIVATIONS = "activations"
 LOGITS = "logits"
 
 
-class ExitedSegment(nn.Module):
-    """Segment and exit head in one pass: inputs (B, ...) to activations (B, ...) and logits (B, K)."""
+class Piece(nn.Module):
+    """A segment of the network and the exit behind it in one pass.
 
-    def __init__(self, segment: nn.Module, exit_head: nn.Module) -> None:
+    Args:
+        stages: in a row, by name; may be none before the classifier.
+        exit_head: takes what the stages give.
+        exit_name: what answers call it.
+        ends: the exit is the network's own end, so that no activations leave this piece.
+    """
+
+    def __init__(
+        self, stages: nn.Sequential, exit_head: nn.Module, *, exit_name: str, ends: bool = False
+    ) -> None:
         super().__init__()
-        self.segment = segment
+        self.stages = stages
         self.exit_head = exit_head
+        self.exit_name = exit_name
+        self.ends = ends
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute activations and logits."""
-        h = self.segment(image)
-        return h, self.exit_head(h)
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the stages, or "classifier" where it stands alone."""
+        return tuple(name for name, _ in self.stages.named_children()) or ("classifier",)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, ...) to activations (B, ...) and logits (B, K); to logits alone at the network's end."""
+        h = self.stages(x)
+        logits = self.exit_head(h)
+        return (logits,) if self.ends else (h, logits)
 
 
-def to_onnx(model: ExitedSegment, input_shape: Sequence[int]) -> Any:
+def to_onnx(piece: Piece, input_shape: Sequence[int], *, input_name: str = INPUT) -> Any:
     """Export to an ONNX model held in memory: weights inside, batch size free, no paths of this machine in it.
 
     Args:
-        model: on the CPU; is put in eval mode.
+        piece: on the CPU; is put in eval mode.
         input_shape: of one sample.
-    Returns: ``onnx.ModelProto`` with input ``image`` and outputs ``activations`` and ``logits``.
+        input_name: of the graph's input.
+    Returns: ``onnx.ModelProto`` with outputs ``activations``, unless the piece ends the network, and ``logits``.
 
     Raises:
         BundleError: torch can't export this model.
@@ -51,13 +70,13 @@ def to_onnx(model: ExitedSegment, input_shape: Sequence[int]) -> Any:
     try:
         with _quiet():
             program = torch.onnx.export(
-                model.eval(),
+                piece.eval(),
                 (example,),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                input_names=[INPUT],
-                output_names=[ACTIVATIONS, LOGITS],
+                input_names=[input_name],
+                output_names=[LOGITS] if piece.ends else [ACTIVATIONS, LOGITS],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )
     except torch.onnx.OnnxExporterError as exc:
@@ -72,6 +91,21 @@ def to_onnx(model: ExitedSegment, input_shape: Sequence[int]) -> Any:
     return proto
 
 
+def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
+    """Multiply-accumulates of one sample's forward pass: matrix products and convolutions.
+
+    Args:
+        module: on the CPU; is put in eval mode.
+        input_shape: of one sample.
+    """
+    # Imported here: it brings torch's compiler, 80 MB that a plain forward pass has no need of.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()(torch.zeros(1, *input_shape))
+    return int(counter.get_total_flops()) // 2
+
+
 def set_metadata(proto: Any, properties: Mapping[str, str]) -> bytes:
     """Put key-value metadata into an ONNX model and serialise it."""
     del proto.metadata_props[:]
@@ -80,6 +114,13 @@ def set_metadata(proto: Any, properties: Mapping[str, str]) -> bytes:
         entry.key, entry.value = key, value
     content: bytes = proto.SerializeToString()
     return content
+
+
+def relabelled(content: bytes, properties: Mapping[str, str]) -> bytes:
+    """Put key-value metadata into a serialised ONNX model."""
+    import onnx
+
+    return set_metadata(onnx.load_from_string(content), properties)
 
 
 def opset_of(proto: Any) -> int:

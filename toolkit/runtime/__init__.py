@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toolkit.bundle.manifest import VariantName
     from toolkit.runtime.cascade import Cascade
 
 __all__ = ["load"]
@@ -26,15 +27,17 @@ def load(
     policy: str | None = None,
     threshold: float | None = None,
     threads: int = 1,
+    variant: VariantName | None = None,
 ) -> Cascade:
     """Open a bundle, check every file of it, and make it ready to answer.
 
     Args:
-        folder: the bundle.
+        folder: the bundle, or an archive of it.
         offload: asks the coordinator about unsure samples, see ``toolkit.runtime.cascade.Offload``; None stays here.
         policy: instead of the bundle's: "entropy", "max_softmax" or "margin"; needs a threshold.
         threshold: instead of the bundle's, for every exit.
         threads: that compute one operator together.
+        variant: "float32" or "int8", instead of each segment's default.
     Returns: a callable: samples (N, *input_shape), raw, in; answers out.
     Raises: BundleError, BundleDigestError, ExitPolicyError: see :class:`toolkit.runtime.cascade.Cascade`.
     """
@@ -42,5 +45,10 @@ def load(
     from toolkit.runtime.cascade import Cascade
 
     return Cascade(
-        open_bundle(Path(folder)), offload=offload, policy=policy, threshold=threshold, threads=threads
+        open_bundle(Path(folder)),
+        offload=offload,
+        policy=policy,
+        threshold=threshold,
+        threads=threads,
+        variant=variant,
     )

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.folder import open_bundle
-from toolkit.errors import HseeError, MachineError, UsageError
+from toolkit.bundle.manifest import VariantName
+from toolkit.errors import HseeError, MachineError, UsageError, report_error
 from toolkit.runtime.cascade import Answer, Answers, Cascade
 from toolkit.runtime.exit_policy import POLICIES
 from toolkit.runtime.preprocess import n_far_outside
@@ -26,6 +26,7 @@ from toolkit.runtime.samples import Samples, read_batches
 _EXAMPLE = """\
 example:
   hsee infer runs/demo/export/dev1 picture.png
+  hsee infer dev1.hsee picture.png
   hsee infer runs/demo/export/dev1 held_out.npz --batch 32 --json
 
 SAMPLES is a picture, a folder of pictures or of class folders, .npz (x, and y if labels are known), .npy,
@@ -54,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that hsee export wrote")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", type=Path, help="the folder or the archive that hsee export wrote"
+    )
     parser.add_argument("source", metavar="SAMPLES", help="what to answer")
     parser.add_argument(
         "--threshold",
@@ -63,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of the exit policy, in (0, 1], instead of the bundle's; for entropy a higher one lets more leave",
     )
     parser.add_argument("--policy", choices=POLICIES, help="instead of the bundle's; needs --threshold")
+    parser.add_argument(
+        "--variant", choices=get_args(VariantName), help="number format, instead of the bundle's default"
+    )
     parser.add_argument(
         "--batch", type=_positive, default=1, metavar="N", help="samples at a time (default 1)"
     )
@@ -114,6 +120,7 @@ class _Tally:
             "ms_p50": p50,
             "ms_p95": p95,
             "policies": [asdict(policy) for policy in self._cascade.policies],
+            "variants": self._cascade.variants,
             "bundle": {"folder": str(self._cascade.bundle.folder), "digest": self._cascade.bundle.digest},
         }
         if self._n_labelled:
@@ -166,6 +173,7 @@ def _infer(options: argparse.Namespace) -> None:
         policy=options.policy,
         threshold=options.threshold,
         threads=options.threads,
+        variant=options.variant,
     )
     classes = cascade.class_names
     tally = _Tally(cascade)
@@ -216,19 +224,6 @@ def _complain(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _report(error: HseeError, *, as_json: bool) -> int:
-    if os.environ.get("HSEE_DEBUG") == "1":
-        traceback.print_exception(error)
-    if as_json:
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
-        _say(msgspec.json.encode({"success": False, "error": told}).decode())
-    else:
-        _complain(f"error: {error.message}")
-        if error.hint:
-            _complain(f"fix: {error.hint}")
-    return error.exit_status
-
-
 def main(argv: Sequence[str]) -> int:
     """Run ``hsee infer``.
 
@@ -241,11 +236,11 @@ def main(argv: Sequence[str]) -> int:
         _infer(_parser().parse_args(argv))
         sys.stdout.flush()
     except HseeError as exc:
-        return _report(exc, as_json=as_json)
+        return report_error(exc, as_json=as_json)
     except MemoryError as exc:
         error = MachineError("There is not enough memory for this batch.", hint="Give a smaller --batch.")
         error.__cause__ = exc
-        return _report(error, as_json=as_json)
+        return report_error(error, as_json=as_json)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:

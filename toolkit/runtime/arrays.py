@@ -21,6 +21,7 @@ from toolkit.errors import DataError, DataNotFoundError, HseeError
 MAX_FILE_BYTES = 2 * 1024**3
 """Of a file, and of what it unpacks to."""
 
+CHECK_PATH = "Check the path; it starts from the folder in which the command runs."
 DAMAGED = (
     OSError,
     ValueError,
@@ -78,7 +79,22 @@ def open_npz(path: Path) -> dict[str, NDArray[Any]]:
     """
     file_bytes(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file:
+            return read_npz(file, path)
+    except PermissionError as exc:
+        raise damaged(path, exc) from exc
+
+
+def read_npz(file: IO[bytes], path: Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of an opened .npz file.
+
+    Args:
+        file: seekable.
+        path: what messages call it.
+    Raises: DataError: damaged, too large when unpacked, or it holds Python objects.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
             members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
             _check_bytes(sum(m.file_size for m in members), path)
             arrays = {}
@@ -101,7 +117,7 @@ def file_bytes(path: Path) -> int:
     try:
         n_bytes = path.stat().st_size
     except FileNotFoundError as exc:
-        raise DataNotFoundError(f"{path} does not exist.", path=str(path)) from exc
+        raise DataNotFoundError(f"{path} does not exist.", hint=CHECK_PATH, path=str(path)) from exc
     except OSError as exc:
         raise DataNotFoundError(f"{path} can't be read: {exc.strerror}.", path=str(path)) from exc
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.folder import Bundle
-from toolkit.bundle.manifest import Exit, Port
+from toolkit.bundle.manifest import Exit, Port, VariantName
 from toolkit.errors import DataError, ExitPolicyError, HseeError, ShapeError
 from toolkit.runtime.exit_policy import ExitPolicy, Verdict
 from toolkit.runtime.preprocess import normalise
 from toolkit.runtime.samples import scale
-from toolkit.runtime.segment import OnnxSegment
+from toolkit.runtime.segment import OnnxSegment, return_freed_memory
 
 Offload = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32] | None]]
 """Asks the coordinator: activations (M, ...) at the cut in, M times logits (K,) out; None where no answer came in time."""
@@ -100,11 +101,20 @@ class Answers:
 
     def enter(self, rows: NDArray[np.int64], verdict: Verdict, exit_: int) -> None:
         """Enter what an exit says of ``rows``, one row of its verdict each; a later exit's word replaces it."""
-        self.index[rows] = verdict.p.argmax(axis=1)
-        self.probability[rows] = verdict.p.max(axis=1)
-        self.entropy[rows] = verdict.entropy
-        self.exits[rows] = exit_
-        self.unsure[rows] = ~verdict.sure
+        at = self._place(rows)
+        self.index[at] = verdict.p.argmax(axis=1)
+        self.probability[at] = verdict.p.max(axis=1)
+        self.entropy[at] = verdict.entropy
+        self.exits[at] = exit_
+        self.unsure[at] = ~verdict.sure
+
+    def spend(self, rows: NDArray[np.int64], ms: float) -> None:
+        """Add to the time of each of ``rows``."""
+        self.ms[self._place(rows)] += ms
+
+    def _place(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+        # Rows never repeat, so as many as there are means all of them: a slice costs a fraction of an index.
+        return slice(None) if len(rows) == len(self.index) else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +136,10 @@ class Cascade:
         policy: instead of the bundle's; needs a threshold.
         threshold: instead of the bundle's, for every exit.
         threads: that compute one operator together.
+        variant: "float32" or "int8" for every segment, instead of each segment's default.
 
     Raises:
-        BundleError: a segment can't be loaded or is not what the manifest says.
+        BundleError: a segment can't be loaded, is not what the manifest says, or is not there in that variant.
         ExitPolicyError: unknown policy, one without its threshold, or a threshold out of range.
     """
 
@@ -140,6 +151,7 @@ class Cascade:
         policy: str | None = None,
         threshold: float | None = None,
         threads: int = 1,
+        variant: VariantName | None = None,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
@@ -148,10 +160,12 @@ class Cascade:
         exits = [s.exit for s in self.manifest.segments if s.exit is not None]
         self.exit_names = (*(e.name for e in exits), COORDINATOR)
         self.policies = tuple(_policy(e, policy, threshold) for e in exits)
+        self.variants = tuple(variant or s.default for s in self.manifest.segments)
         self._offload = offload
         self._steps: list[_Step] = []
         exit_ = -1
         for record in self.manifest.segments:
+            file = record.file_of(variant)
             is_last = record is self.manifest.segments[-1]
             exit_ += record.exit is not None
             logits = () if record.exit is None else (record.exit.logits,)
@@ -161,9 +175,9 @@ class Cascade:
             self._steps.append(
                 _Step(
                     OnnxSegment(
-                        bundle.read(record.file),
+                        bundle.read(file),
                         record,
-                        where=str(bundle.folder / record.file),
+                        where=str(bundle.folder / file),
                         threads=threads,
                     ),
                     logits + onward,
@@ -171,6 +185,7 @@ class Cascade:
                     exit_,
                 )
             )
+        return_freed_memory()
 
     def __call__(self, x: NDArray[Any]) -> Answers:
         """Answer a batch; see :meth:`run`."""
@@ -196,17 +211,18 @@ class Cascade:
             if not left.size:
                 break
             values = step.segment.run(h, *step.outputs)
+            # Without onward activations this is the last step, and nothing is left to do.
+            going, h = left, values[-1]
             if step.policy is not None:
                 verdict = step.policy.judge(values[0])
                 _check_finite(verdict, left)
-                answers.enter(left, verdict, step.exit)
+                if len(step.outputs) > 1:
+                    going, h = _unsure(verdict, left, h)
+                if going is not left or step is self._steps[-1]:  # else a later exit speaks for all
+                    answers.enter(left, verdict, step.exit)
             now = time.perf_counter()
-            answers.ms[left] += (now - started) * 1000 / len(left)
-            started = now
-            # Without onward activations this is the last step, and nothing is left to do.
-            h = values[-1]
-            if step.policy is not None and len(step.outputs) > 1:
-                left, h = left[~verdict.sure], h[~verdict.sure]
+            answers.spend(left, (now - started) * 1000 / len(left))
+            left, started = going, now
         if self._offload is not None and len(self._steps[-1].outputs) > 1 and left.size:
             self._ask(self._offload, answers, left, h)
         return answers
@@ -227,7 +243,7 @@ class Cascade:
                 answers.enter(row[None], final.judge(logits[None]), len(self.exit_names) - 1)
                 answers.unsure[row] = False
         answers.offloaded[rows] = True
-        answers.ms[rows] += (time.perf_counter() - started) * 1000 / len(rows)
+        answers.spend(rows, (time.perf_counter() - started) * 1000 / len(rows))
 
     def _checked(self, x: NDArray[Any]) -> NDArray[np.float32]:
         if x.shape == self.input_shape:
@@ -239,7 +255,7 @@ class Cascade:
                 got=x.shape[1:],
             )
         raw = scale(x, name="The batch")
-        if not np.isfinite(raw).all():
+        if not math.isfinite(raw.sum(dtype=np.float64)):
             sample = int(np.flatnonzero(~np.isfinite(raw).reshape(len(raw), -1).all(axis=1))[0])
             raise DataError(f"Sample {sample} of the batch holds NaN or Inf.", sample=sample)
         return raw
@@ -255,10 +271,21 @@ def _policy(exit_: Exit, kind: str | None, threshold: float | None) -> ExitPolic
     return ExitPolicy(kind or own.kind, own.threshold if threshold is None else threshold, own.temperature)
 
 
+def _unsure(
+    verdict: Verdict, rows: NDArray[np.int64], h: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Those of ``rows`` that go on, with their activations; these are copied only where some leave and some go on."""
+    n_sure = np.count_nonzero(verdict.sure)
+    if n_sure == 0:
+        return rows, h
+    if n_sure == len(rows):
+        return rows[:0], h[:0]
+    return rows[~verdict.sure], h[~verdict.sure]
+
+
 def _check_finite(verdict: Verdict, rows: NDArray[np.int64]) -> None:
-    finite = np.isfinite(verdict.entropy)
-    if not finite.all():
-        sample = int(rows[~finite][0])
+    if not math.isfinite(verdict.entropy.sum()):
+        sample = int(rows[~np.isfinite(verdict.entropy)][0])
         raise DataError(
             f"The model's logits for sample {sample} of the batch are not finite.",
             hint="Its values lie too far from those that the model was trained on.",

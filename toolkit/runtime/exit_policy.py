@@ -12,6 +12,7 @@ from toolkit.errors import ExitPolicyError, did_you_mean
 
 POLICIES = ("entropy", "max_softmax", "margin")
 MIN_CLASSES = 2
+_TINY = np.finfo(np.float32).tiny
 
 
 def probabilities(logits: NDArray[np.float32], *, temperature: float = 1.0) -> NDArray[np.float32]:
@@ -24,9 +25,10 @@ def probabilities(logits: NDArray[np.float32], *, temperature: float = 1.0) -> N
     """
     # A difference may overflow to -Inf, which is right; Inf - Inf gives the NaN that callers look for.
     with np.errstate(invalid="ignore", over="ignore"):
-        p: NDArray[np.float32] = np.exp(
-            (logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature)
-        )
+        p: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
+        if temperature != 1:
+            p /= np.float32(temperature)
+        np.exp(p, out=p)
         p /= p.sum(axis=1, keepdims=True)
     return p
 
@@ -38,10 +40,35 @@ def normalised_entropy(p: NDArray[np.float32]) -> NDArray[np.float32]:
         p: (B, K), rows sum to 1, K at least 2.
     Source: BranchyNet, arXiv 1709.01686; divided by ln K so that one threshold fits any class count.
     """
-    tiny = np.finfo(np.float32).tiny  # p ln p is 0 at p = 0
-    entropy = -(p * np.log(np.maximum(p, tiny))).sum(axis=1) / np.float32(math.log(p.shape[1]))
-    bounded: NDArray[np.float32] = np.clip(entropy, 0, 1)
-    return bounded
+    log_p = np.log(np.maximum(p, _TINY))  # p ln p is 0 at p = 0
+    log_p *= p
+    entropy: NDArray[np.float32] = log_p.sum(axis=1)
+    entropy *= np.float32(-1 / math.log(p.shape[1]))
+    # Rounding may leave [0, 1] by a hair; NaN stays.
+    return np.minimum(np.maximum(entropy, np.float32(0)), np.float32(1))
+
+
+def gauge(kind: str, p: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a policy of this kind compares with its threshold.
+
+    Args:
+        kind: one of :data:`POLICIES`.
+        p: (B, K), the scaled softmax, K at least 2.
+    Returns: (B,): normalised entropy, largest probability, or distance between the two largest.
+    """
+    if kind == "entropy":
+        return normalised_entropy(p)
+    if kind == "max_softmax":
+        largest: NDArray[np.float32] = p.max(axis=1)
+        return largest
+    second, first = np.partition(p, (-2, -1), axis=1)[:, -2:].T
+    margin: NDArray[np.float32] = first - second
+    return margin
+
+
+def passes(kind: str, gauged: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+    """Mark what may leave: entropy below the threshold; the others from it on."""
+    return gauged < threshold if kind == "entropy" else gauged >= threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +129,8 @@ class ExitPolicy:
             raise ExitPolicyError(f"An exit with {logits.shape[1]} classes has nothing to be sure of.")
         p = probabilities(logits, temperature=self.temperature)
         entropy = normalised_entropy(p)
-        if self.kind == "entropy":
-            return Verdict(p, entropy, entropy < self.threshold)
-        if self.kind == "max_softmax":
-            return Verdict(p, entropy, p.max(axis=1) >= self.threshold)
-        second, first = np.partition(p, (-2, -1), axis=1)[:, -2:].T
-        return Verdict(p, entropy, first - second >= self.threshold)
+        gauged = entropy if self.kind == "entropy" else gauge(self.kind, p)
+        return Verdict(p, entropy, passes(self.kind, gauged, self.threshold))
 
 
 def accepts(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import DataError, DataNotFoundError, HseeError, require
-from toolkit.runtime.arrays import DAMAGED, damaged, file_bytes, scale
+from toolkit.runtime.arrays import CHECK_PATH, DAMAGED, damaged, file_bytes, scale
 
 MAX_PIXELS = 64 * 1024**2
 """Of one picture."""
@@ -88,10 +88,12 @@ def _children(folder: Path) -> list[Path]:
     try:
         return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
     except FileNotFoundError as exc:
-        raise DataNotFoundError(f"{folder} does not exist.", path=str(folder)) from exc
+        raise DataNotFoundError(f"{folder} does not exist.", hint=CHECK_PATH, path=str(folder)) from exc
     except OSError as exc:
         raise DataNotFoundError(
-            f"{folder} can't be read as a folder: {exc.strerror}.", path=str(folder)
+            f"{folder} can't be read as a folder: {exc.strerror}.",
+            hint="It must be a folder that this user may list.",
+            path=str(folder),
         ) from exc
 
 

@@ -28,9 +28,9 @@ def normalise(x: NDArray[np.float32], mean: Sequence[float], std: Sequence[float
             got=x.shape[1:],
         )
     per_channel = (1, len(mean), *(1 for _ in x.shape[2:]))
-    centred = x - np.asarray(mean, np.float32).reshape(per_channel)
+    centred = np.subtract(x, np.asarray(mean, np.float32).reshape(per_channel), order="C")
     centred /= np.asarray(std, np.float32).reshape(per_channel)
-    return np.ascontiguousarray(centred, np.float32)
+    return centred
 
 
 def n_far_outside(x: NDArray[np.float32], low: float, high: float) -> int:

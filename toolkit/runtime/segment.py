@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
 _ONLY_FATAL = 4
+
+
+def return_freed_memory() -> None:
+    """Give the system back what loading has freed: glibc alone keeps it, more than the weights' own size."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+    if trim is not None:
+        trim(0)
 
 
 class OnnxSegment:
@@ -47,6 +55,8 @@ class OnnxSegment:
                 hint="If it was exported with a newer opset, upgrade onnxruntime; otherwise export it again.",
                 file=record.file,
             ) from exc
+        # ONNX Runtime keeps the bytes it was given, for a fallback to other providers: there are none here.
+        vars(self._session)["_model_bytes"] = None
         outputs = [record.exit.logits] if record.exit is not None else []
         outputs += [record.activations] if record.activations is not None else []
         self._check(self._session.get_inputs(), [record.input], "input")
