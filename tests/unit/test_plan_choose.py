@@ -12,8 +12,9 @@ from toolkit.plan.choose import choose_cuts
 from toolkit.plan.cost import DeviceInput, ServerInput, upload_bytes
 from toolkit.plan.reason import duration
 from toolkit.plan.schema import Plan, parse_plan, plan_text, read_plan, write_plan
+from toolkit.profile.link import Link
 from toolkit.profile.locate import find_profile
-from toolkit.profile.schema import Board, CutRow, Link, Profile, Provenance, Training, read_profile
+from toolkit.profile.schema import Board, CutRow, Profile, Provenance, Training, read_profile
 from toolkit.wire.job import ModelSpec
 
 FAST_SERVER = ServerInput(flop_per_s=1e15)

@@ -8,11 +8,11 @@ import pytest
 
 from toolkit.errors import MachineError, ProfileError
 from toolkit.profile.locate import find_link, find_profile, profile_folders
+from toolkit.profile.link import Link, read_link
 from toolkit.profile.schema import (
     Board,
     CutRow,
     Emulation,
-    Link,
     Profile,
     Provenance,
     Training,
@@ -20,7 +20,6 @@ from toolkit.profile.schema import (
     misfit,
     parse_profile,
     profile_text,
-    read_link,
     read_profile,
     write_profile,
 )

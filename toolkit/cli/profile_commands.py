@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from toolkit.cli.output import emit_json, table
+from toolkit.cli.model_spec import model_spec, pair
+from toolkit.cli.output import emit_json
+from toolkit.cli.profile_display import measuring_display, print_plan, print_profile
 from toolkit.errors import MachineError, UsageError, did_you_mean
-from toolkit.wire.job import ModelSpec, Scalar
 
 if TYPE_CHECKING:
     from toolkit.plan.cost import DeviceInput, ServerInput
-    from toolkit.plan.schema import Plan
-    from toolkit.profile.schema import CutRow, Profile
+    from toolkit.profile.schema import Profile
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 ASSUMED_SERVER_GFLOP_PER_S = 20.0
@@ -41,67 +41,102 @@ def profile(  # noqa: PLR0913 - a command's options
         str, typer.Option(metavar="CPU%,MB", help="Stay within limits: percent of one core, MB of memory.")
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Short measurements in one process.")] = False,
+    onnx: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Exported exit to time, or a folder such as a bundle; again for more."
+        ),
+    ] = None,
     link: Annotated[
         str, typer.Option(help="Link to note down, as assumed: ethernet, wifi, lte-m, or a file.")
     ] = "",
+    broker: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Measure the link through this broker, or mqtts://HOST.")
+    ] = "",
+    username: Annotated[
+        str | None, typer.Option(help="This board's account there; its agent must not run meanwhile.")
+    ] = None,
+    password_file: Annotated[
+        str | None, typer.Option(help="File with its password, readable by its owner only.")
+    ] = None,
+    ca_file: Annotated[
+        str | None, typer.Option(help="Authority that signed the broker's certificate.")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Allow a broker off this machine without TLS and login.")
+    ] = None,
+    fleet: Annotated[str | None, typer.Option(help="Fleet whose topics the account may use.")] = None,
+    codec: Annotated[str, typer.Option(help="Codec of what is sent to the broker.")] = "float32",
     name: Annotated[str, typer.Option(help="Name of the profile.")] = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: NAME.toml.")] = None,
     json: Json = False,
 ) -> None:
-    """Measure what training takes on this board at every possible cut: time, memory, FLOP.
+    """Measure what training takes on this board at every possible cut: time, memory, FLOP; and the way to the broker.
 
-    Each cut is trained for a moment in a process of its own, so that a crash or a lack of memory costs one row.
+    Each cut is trained for a moment in a process of its own, so that a crash or a lack of memory costs one row. It
+    takes at most three minutes.
 
     Example: hsee profile --model resnet_small --input 1x8x8 --classes 10 --emulate 20%,512 --quick
     """
+    from toolkit.cli.profile_link import BrokerLink
+    from toolkit.profile.inference import find_onnx
     from toolkit.profile.limits import parse_limits
+    from toolkit.profile.link import read_link
     from toolkit.profile.locate import find_link
     from toolkit.profile.measure import MeasureInterruptedError, default_name, measure
-    from toolkit.profile.schema import read_link, write_profile
 
-    spec = _model_spec(model, input_shape, classes, option or [])
+    spec = model_spec(model, input_shape, classes, option or [])
     limits = parse_limits(emulate) if emulate else None
     name = name or default_name(spec, limits)
-    path = output or Path(f"{name}.toml")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"There is no folder {path.parent}.", hint="Make it first, or choose another with -o."
-        )
-    numbers = count(1)
-
-    def tell(row: CutRow, n_rows: int) -> None:
-        what = f"failed: {row.failed}" if row.failed else f"{row.step_ms_mean:.3g} ms a step"
-        typer.echo(f"cut {next(numbers)} of {n_rows}, {row.cut}: {what}", err=True)
-
-    try:
-        made = measure(
-            spec,
-            batch_size=batch,
-            exit_head=exit_head,
-            limits=limits,
-            quick=quick,
-            threads=threads,
-            name=name,
-            link=read_link(find_link(link)) if link else None,
-            on_row=None if json else tell,
-        )
-    except MeasureInterruptedError as exc:
-        write_profile(path, exc.profile)
-        typer.echo(f"Stopped. What was measured is in {path}, marked partial.", err=True)
-        raise
-    write_profile(path, made)
-    if json:
+    path = _writable(output or Path(f"{name}.toml"))
+    if link and broker:
+        raise UsageError("--link notes an assumed link down and --broker measures it: give one of them.")
+    flags = {
+        "broker.address": broker or None,
+        "broker.username": username,
+        "broker.password_file": password_file,
+        "broker.ca_file": ca_file,
+        "broker.insecure": insecure,
+        "fleet.name": fleet,
+    }
+    way = (
+        BrokerLink.from_flags(flags, device=name, codec=codec, quick=quick, limits=limits) if broker else None
+    )
+    assumed = read_link(find_link(link)) if link else None
+    files = find_onnx(onnx or [])
+    if way is not None:
+        way.check()
+    with measuring_display(quiet=json) as tell:
+        try:
+            made = measure(
+                spec,
+                batch_size=batch,
+                exit_head=exit_head,
+                limits=limits,
+                quick=quick,
+                threads=threads,
+                name=name,
+                link=assumed,
+                onnx=files,
+                on_row=tell,
+            )
+        except MeasureInterruptedError as exc:
+            _write(path, exc.profile)
+            typer.echo(f"Stopped. What was measured is in {path}, marked partial.", err=True)
+            raise
+    made, lost = way.measure(made) if way is not None else (made, None)
+    _write(path, made)
+    if json and lost is None:
         emit_json({"file": path, "profile": msgspec.to_builtins(made)})
-    else:
-        _print_profile(made, path)
-    if all(row.failed for row in made.cuts):
-        raise MachineError(
-            f"No cut could be trained on this board: {made.cuts[0].failed}.",
-            hint="Training needs about 512 MB. Such a board can still answer with an exported exit: hsee infer",
-        )
+    elif not json:
+        print_profile(made)
+        typer.echo(f"Written to {path}")
+    if lost is not None:
+        raise lost
+    _refuse_useless(made)
 
 
-def plan(
+def plan(  # noqa: PLR0913 - a command's options
     profiles: Annotated[
         list[str],
         typer.Argument(metavar="[NAME=]PROFILE...", help="Profiles by file or name, one a device."),
@@ -117,8 +152,20 @@ def plan(
     pin: Annotated[
         list[str] | None, typer.Option(metavar="DEVICE=CUT", help="Give a device's cut; may be given again.")
     ] = None,
+    objective: Annotated[
+        str, typer.Option(help="What to make small: makespan (the fleet's round), device-time or bytes.")
+    ] = "makespan",
+    deadline: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Longest round; cuts that miss it are ruled out.")
+    ] = None,
     memory_share: Annotated[float, typer.Option(help="Share of a board's memory for training.")] = 0.8,
-    slack: Annotated[float, typer.Option(help="How much longer a round may be for deeper exits.")] = 0.05,
+    min_exit_accuracy: Annotated[
+        float, typer.Option(metavar="SHARE", help="Least accuracy of an exit in the model's profile: 0.97.")
+    ] = 0.0,
+    model_profile: Annotated[
+        str, typer.Option(help="Accuracy of the model's exits by cut: resnet_small-digits, or a file.")
+    ] = "",
+    slack: Annotated[float, typer.Option(help="How much more may be spent on deeper exits.")] = 0.05,
     server_gflop_per_s: Annotated[
         float | None, typer.Option(help="Coordinator's training speed in GFLOP/s, 2 x MAC.")
     ] = None,
@@ -128,58 +175,73 @@ def plan(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the plan goes.")] = Path("plan.toml"),
     json: Json = False,
 ) -> None:
-    """Choose every device's cut layer for the shortest round, and say why.
+    """Choose every device's cut layer, and say why; a coordinator takes it with --plan.
 
     Example: hsee plan kitchen=small.toml garage=strong.toml --batches garage=200 --pin kitchen=stem
     """
     from toolkit.plan.choose import choose_cuts
+    from toolkit.plan.cost import OBJECTIVES
     from toolkit.plan.schema import write_plan
+    from toolkit.profile.locate import find_model
+    from toolkit.profile.model_profile import read_model_profile
 
+    aim = next((known for known in OBJECTIVES if known == objective), None)
+    if aim is None:
+        raise UsageError(f"There is no objective {objective!r}.", hint=did_you_mean(objective, OBJECTIVES))
     devices = _devices(profiles, batches or [], codec)
     made = choose_cuts(
         devices,
         server=_server(devices, server_gflop_per_s, measure=measure_server),
+        objective=aim,
         memory_share=memory_share,
         slack=slack,
-        pins=dict(_pair(text, "--pin", "DEVICE=CUT") for text in pin or []),
+        deadline_ms=None if deadline is None else deadline * 1e3,
+        min_exit_accuracy=min_exit_accuracy,
+        exits=read_model_profile(find_model(model_profile)) if model_profile else None,
+        pins=dict(pair(text, "--pin", "DEVICE=CUT") for text in pin or []),
     )
     write_plan(output, made)
     if json:
         emit_json({"file": output, "plan": msgspec.to_builtins(made)})
     else:
-        _print_plan(made, output)
+        print_plan(made)
+        typer.echo(f"Written to {output}")
 
 
-def _model_spec(model: str, input_shape: str, classes: int, options: Sequence[str]) -> ModelSpec:
-    given = {
-        "name": model,
-        "input_shape": [int(side) if side.isdecimal() else side for side in input_shape.split("x")],
-        "n_classes": classes,
-        "options": {
-            key: _scalar(value) for key, value in (_pair(o, "--option", "NAME=VALUE") for o in options)
-        },
-    }
-    try:
-        return msgspec.convert(given, ModelSpec)
-    except msgspec.ValidationError as exc:
+def _writable(path: Path) -> Path:
+    """Refuse a file that could not be written, before minutes are spent on it."""
+    if not path.parent.is_dir():
         raise UsageError(
-            f"That is no model: {exc}.", hint="An input shape is written 1x8x8 (channels, height, width)."
-        ) from exc
+            f"There is no folder {path.parent}.", hint="Make it first, or choose another with -o."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(
+            f"Nothing can be written in {path.parent.resolve()}.", hint="Choose another file with -o."
+        )
+    return path
 
 
-def _scalar(text: str) -> Scalar:
+def _write(path: Path, made: Profile) -> None:
+    """Write a profile; where that fails, print it: what took minutes is not lost to a full disk."""
+    from toolkit.profile.schema import profile_text, write_profile
+
     try:
-        value: Scalar = msgspec.json.decode(text, type=int | float | bool)
-    except msgspec.DecodeError:
-        return text
-    return value
+        write_profile(path, made)
+    except MachineError:
+        typer.echo(profile_text(made), err=True)
+        typer.echo("The profile above could not be written; it can be copied from here.", err=True)
+        raise
 
 
-def _pair(text: str, flag: str, form: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals and value):
-        raise UsageError(f"{flag} is written {form}, not {text!r}.")
-    return key, value
+def _refuse_useless(made: Profile) -> None:
+    """Fail where nothing that was asked for could be measured."""
+    if made.inference or any(not row.failed for row in made.cuts):
+        return
+    why = made.cuts[0].failed if made.cuts else f"it has {made.board.memory_bytes / 2**20:.0f} MB of memory"
+    raise MachineError(
+        f"No cut can be trained on this board: {why}.",
+        hint="Training needs about 512 MB. Such a board can still answer with an exported exit: hsee infer",
+    )
 
 
 def _devices(profiles: Sequence[str], batches: Sequence[str], codec: str) -> list[DeviceInput]:
@@ -234,69 +296,3 @@ def _server(devices: Sequence[DeviceInput], gflop_per_s: float | None, *, measur
     if not (math.isfinite(gflop_per_s) and gflop_per_s > 0):
         raise UsageError("--server-gflop-per-s is above 0.")
     return ServerInput(flop_per_s=gflop_per_s * 1e9)
-
-
-def _print_profile(made: Profile, path: Path) -> None:
-    from toolkit.profile.schema import BYTES_PER_MB
-
-    board, limits = made.board, made.provenance.limits
-    cores = f"{board.n_cores} core{'s' if board.n_cores > 1 else ''}"
-    typer.echo(
-        f"{board.hardware or board.cpu}, {board.architecture}, {cores}, {board.memory_bytes / BYTES_PER_MB:.0f} MB"
-    )
-    if limits is not None:
-        typer.echo(
-            f"emulated: {limits.cpu_percent:g} % of one core, {limits.memory_mb} MB, by {limits.mechanism}"
-        )
-    columns = ["cut", "step ms", "p50", "p95", "peak MB", "MFLOP", "parameters", "KB a sample"]
-    rows: list[list[object]] = [
-        [row.cut, *[""] * (len(columns) - 1)]
-        if row.failed
-        else [
-            row.cut,
-            *(f"{ms:.2f}" for ms in (row.step_ms_mean, row.step_ms_p50, row.step_ms_p95)),
-            f"{row.peak_memory_mb:.0f}",
-            f"{row.flop / 1e6:.2f}",
-            row.n_parameters,
-            f"{row.activation_bytes / 1024:.1f}",
-        ]
-        for row in made.cuts
-    ]
-    table(columns, rows)
-    for row in made.cuts:
-        if row.failed:
-            typer.echo(f"{row.cut} was not measured: {row.failed}")
-    typer.echo(
-        "A step is one batch forward, backward and optimizer. MFLOP: 2 x MAC, forward, one sample.\n"
-        f"Written to {path}"
-    )
-
-
-def _print_plan(made: Plan, path: Path) -> None:
-    from toolkit.plan.reason import duration
-
-    columns = ["device", "cut", "compute ms", "upload ms", "server ms", "round s", "shallower", "deeper"]
-
-    rows = [
-        [
-            d.device,
-            d.cut,
-            *(f"{ms:.2f}" for ms in (d.step_ms, d.upload_ms, d.server_ms)),
-            f"{d.device_ms / 1e3:.2f}",
-            *(f"{n.cut}: {duration(n.round_ms)}" if n else "" for n in (d.shallower, d.deeper)),
-        ]
-        for d in made.devices
-    ]
-    table(columns, rows)
-    for d in made.devices:
-        typer.echo(f"{d.device}: {d.cut}, {d.reason}")
-        for wrong in d.infeasible:
-            typer.echo(f"  not {wrong.cut}: {wrong.detail}; what would help: {wrong.fix}")
-    typer.echo(f"Round: {duration(made.round_ms)}, set by {_set_by(made)}. Server: {made.server_basis}.")
-    if made.links_assumed:
-        typer.echo(f"Links assumed, not measured: {', '.join(made.links_assumed)}")
-    typer.echo(f"Written to {path}")
-
-
-def _set_by(made: Plan) -> str:
-    return "the server" if made.bottleneck == "server" else f"device {made.bottleneck}"

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.errors import PlanError, ProfileError, did_you_mean
-from toolkit.plan.cost import CutCost, DeviceInput, ServerInput, cut_cost
-from toolkit.plan.reason import reason
+from toolkit.plan.cost import CutCost, DeviceInput, Objective, ServerInput, cut_cost
+from toolkit.plan.feasible import Constraints, no_cut_error
+from toolkit.plan.reason import duration, reason
 from toolkit.plan.schema import DevicePlan, Infeasible, Limit, Neighbour, Plan
-from toolkit.plan.search import deepest_within, shortest_round_ms
-from toolkit.profile.schema import BYTES_PER_MB, CutRow, Profile, Training, misfit
+from toolkit.plan.search import cheapest_within, deepen, deepest_within, shortest_round_ms
+from toolkit.profile.model_profile import ModelProfile
+from toolkit.profile.schema import CutRow, Profile, Training, misfit
 from toolkit.wire.job import ModelSpec
-
-INFERENCE_ONLY_BYTES = 384 * BYTES_PER_MB
-"""Torch alone takes more than half of this: such a board is told that it is for inference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +30,78 @@ def choose_cuts(
     devices: Sequence[DeviceInput],
     *,
     server: ServerInput,
+    objective: Objective = "makespan",
     memory_share: float = 0.8,
     slack: float = 0.05,
+    deadline_ms: float | None = None,
+    min_exit_accuracy: float = 0.0,
+    exits: ModelProfile | None = None,
     pins: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Choose cuts for the shortest round, then deepen them as far as the slack allows: a deeper exit is a better one.
+    """Choose cuts for the least objective, then deepen them as far as the slack allows: a deeper exit is a better one.
 
     Args:
         devices: the fleet; all profiles are of one model, batch size and exit head.
         server: the coordinator's speed, shared by all devices.
+        objective: the fleet's round, all devices' computing, or all they send.
         memory_share: of a board's memory that training may use, in (0, 1].
-        slack: how much longer than the shortest a round may take for deeper exits; 0.05 is 5 %.
+        slack: how much more than the least of the objective deeper exits may cost; 0.05 is 5 %.
+        deadline_ms: longest round.
+        min_exit_accuracy: of every device's exit in the central run, in [0, 1].
+        exits: the model's profile.
         pins: device to a cut that is given, not chosen.
-    Raises: PlanError: no cut of a device fits its memory, or a pin can't be kept; facts: device, constraint.
+    Raises: PlanError: no cut of a device keeps the constraints, or a pin can't be kept; facts: device, constraint.
         ProfileError: a profile has no step times, or they are another model's.
     """
     pins = pins or {}
-    model, training = _check(devices, pins, memory_share=memory_share, slack=slack)
+    rules = Constraints(
+        memory_share=memory_share, deadline_ms=deadline_ms, min_exit_accuracy=min_exit_accuracy, exits=exits
+    )
+    model, training = _check(devices, pins, slack=slack)
+    if exits is not None and (wrong := exits.misfit(model, exit_head=training.exit_head)):
+        raise ProfileError(wrong, hint="python -m toolkit.profile.central makes one for this model.")
     menus = [
-        _menu(d, server, batch_size=training.batch_size, memory_share=memory_share, pin=pins.get(d.name))
+        _menu(d, server, rules, objective, batch_size=training.batch_size, pin=pins.get(d.name))
         for d in devices
     ]
     options = [[c for c in menu.feasible if pins.get(menu.device.name, c.cut) == c.cut] for menu in menus]
     shortest_ms = shortest_round_ms(options)
-    chosen = deepest_within(options, shortest_ms * (1 + slack))
+    if shortest_ms > rules.limit_ms:
+        raise _too_slow_server(shortest_ms, rules.limit_ms)
+    if objective == "makespan":
+        limit_ms = min(shortest_ms * (1 + slack), rules.limit_ms)
+        chosen, gap, method = deepest_within(options, limit_ms), 0.0, "exact: the shortest round"
+    else:
+        limit_ms = rules.limit_ms
+        best = cheapest_within(options, limit_ms)
+        chosen, gap, method = best.chosen, best.gap, best.method
+        chosen = deepen(options, chosen, limit_ms=limit_ms, slack=slack)
     fleet = _Fleet(chosen)
     return Plan(
         schema=1,
         model=model,
         batch_size=training.batch_size,
         exit_head=training.exit_head,
+        objective=objective,
+        method=method,
+        gap=round(gap, 6),
         round_ms=_rounded(fleet.round_ms),
         shortest_round_ms=_rounded(shortest_ms),
         server_ms=_rounded(fleet.server_ms),
+        device_time_ms=_rounded(
+            sum(c.compute_ms * d.n_batches for c, d in zip(chosen, devices, strict=True))
+        ),
+        round_bytes=sum(c.n_bytes * d.n_batches for c, d in zip(chosen, devices, strict=True)),
         server_basis=server.basis,
         bottleneck="server" if fleet.server_bound else devices[fleet.slowest].name,
         memory_share=memory_share,
         slack=slack,
+        deadline_ms=deadline_ms,
+        min_exit_accuracy=min_exit_accuracy,
+        model_profile=exits.name if exits is not None else "",
         devices=tuple(
             _device_plan(
-                menu, index, fleet, limit_ms=shortest_ms * (1 + slack), pinned=menu.device.name in pins
+                menu, index, fleet, rules, objective, limit_ms=limit_ms, pinned=menu.device.name in pins
             )
             for index, menu in enumerate(menus)
         ),
@@ -103,12 +134,10 @@ class _Fleet:
 
 
 def _check(
-    devices: Sequence[DeviceInput], pins: Mapping[str, str], *, memory_share: float, slack: float
+    devices: Sequence[DeviceInput], pins: Mapping[str, str], *, slack: float
 ) -> tuple[ModelSpec, Training]:
     if not devices:
         raise PlanError("A plan needs at least one device.")
-    if not 0 < memory_share <= 1:
-        raise PlanError(f"The memory share is above 0 and at most 1, not {memory_share}.")
     if not 0 <= slack < float("inf"):
         raise PlanError(f"The slack is 0 or more, not {slack}.")
     names = [d.name for d in devices]
@@ -134,7 +163,9 @@ def _check(
 
 
 def _measured(profile: Profile) -> tuple[ModelSpec, Training]:
-    if profile.model is None or profile.training is None:
+    if profile.model is None or profile.training is None or (profile.inference_only and not profile.cuts):
+        if profile.inference_only:
+            raise no_cut_error(profile.name, profile, (), pin=None)
         raise ProfileError(
             f"Profile {profile.name!r} ({profile.provenance.kind}) has no measured step times.",
             hint="Measure on the board itself: hsee profile --model ... --input ... --classes ... -o board.toml",
@@ -152,7 +183,13 @@ def _measure_hint(model: ModelSpec, training: Training) -> str:
 
 
 def _menu(
-    device: DeviceInput, server: ServerInput, *, batch_size: int, memory_share: float, pin: str | None
+    device: DeviceInput,
+    server: ServerInput,
+    rules: Constraints,
+    objective: Objective,
+    *,
+    batch_size: int,
+    pin: str | None,
 ) -> _Menu:
     rows = device.profile.cuts
     known = [row.cut for row in rows]
@@ -162,44 +199,32 @@ def _menu(
             hint=did_you_mean(pin, known),
             device=device.name,
         )
-    feasible, infeasible = [], []
+    feasible: list[CutCost] = []
+    infeasible: list[Infeasible] = []
     for depth, row in enumerate(rows):
-        server_ms = None if row.failed else server.step_ms_at(row, batch_size=batch_size)
-        if wrong := _infeasible(device.profile, row, memory_share=memory_share, server_ms=server_ms):
-            infeasible.append(wrong)
+        found = _price(device, row, depth, server, rules, objective, batch_size=batch_size)
+        if isinstance(found, Infeasible):
+            infeasible.append(found)
         else:
-            feasible.append(
-                cut_cost(device, row, depth=depth, batch_size=batch_size, server_ms=server_ms or 0.0)
-            )
-    menu = _Menu(device, feasible, tuple(infeasible))
+            feasible.append(found)
     if not feasible or pin in {i.cut for i in infeasible}:
-        raise _no_cut(menu, pin)
-    return menu
+        raise no_cut_error(device.name, device.profile, tuple(infeasible), pin=pin)
+    return _Menu(device, feasible, tuple(infeasible))
 
 
-def _infeasible(
-    profile: Profile, row: CutRow, *, memory_share: float, server_ms: float | None
-) -> Infeasible | None:
-    if row.failed:
-        return Infeasible(
-            cut=row.cut,
-            constraint="measurement",
-            detail=f"it could not be measured: {row.failed}",
-            fix="a board with more memory or a smaller batch, then hsee profile again",
-        )
-    board_mb = profile.board.memory_bytes / BYTES_PER_MB
-    allowed_mb = board_mb * memory_share
-    if row.peak_memory_mb > allowed_mb:
-        share = math.ceil(row.peak_memory_mb / board_mb * 100) / 100
-        fixes = [f"--memory-share {share:.2f}"] if share <= 0.95 else []  # noqa: PLR2004 - the system needs the rest
-        fixes += [f"a board with {math.ceil(row.peak_memory_mb / memory_share)} MB", "a smaller batch"]
-        return Infeasible(
-            cut=row.cut,
-            constraint="memory",
-            detail=f"training there takes {row.peak_memory_mb:.0f} MB of memory, and {allowed_mb:.0f} MB may be used "
-            f"({memory_share:.0%} of {board_mb:.0f})",
-            fix=" or ".join(fixes),
-        )
+def _price(
+    device: DeviceInput,
+    row: CutRow,
+    depth: int,
+    server: ServerInput,
+    rules: Constraints,
+    objective: Objective,
+    *,
+    batch_size: int,
+) -> CutCost | Infeasible:
+    if barred := rules.barred_by_profile(device.profile, row):
+        return barred
+    server_ms = server.step_ms_at(row, batch_size=batch_size)
     if server_ms is None:
         return Infeasible(
             cut=row.cut,
@@ -207,36 +232,42 @@ def _infeasible(
             detail="the server's step for it was not measured",
             fix="measuring the server again, or giving its FLOP/s",
         )
-    return None
+    cost = cut_cost(
+        device,
+        row,
+        depth=depth,
+        batch_size=batch_size,
+        server_ms=server_ms,
+        objective=objective,
+        exits=rules.exits,
+    )
+    return rules.barred_by_deadline(cost, n_batches=device.n_batches) or cost
 
 
-def _no_cut(menu: _Menu, pin: str | None) -> PlanError:
-    name, board_bytes = menu.device.name, menu.device.profile.board.memory_bytes
-    if not menu.infeasible:
-        return PlanError(
-            f"The profile of device {name!r} has no cuts.", hint="Run hsee profile again.", device=name
-        )
-    easiest = next(i for i in menu.infeasible if pin in (None, i.cut))
-    hint = f"What would help: {easiest.fix}."
-    if board_bytes < INFERENCE_ONLY_BYTES:
-        hint = (
-            f"With {board_bytes / BYTES_PER_MB:.0f} MB this board is for inference only (hsee infer); training needs "
-            "about 512 MB."
-        )
-    what = f"Device {name!r} can't be cut after {easiest.cut!r}" if pin else f"No cut fits device {name!r}"
+def _too_slow_server(shortest_ms: float, limit_ms: float) -> PlanError:
     return PlanError(
-        f"{what}: {'' if pin else f'after {easiest.cut!r}, '}{easiest.detail}.",
-        hint=hint,
-        device=name,
-        constraint=easiest.constraint,
-        cut=easiest.cut,
+        f"No plan keeps the deadline of {duration(limit_ms)}: with the server's steps for all devices, the shortest "
+        f"round takes {duration(shortest_ms)}.",
+        hint=f"What would help: --deadline {math.ceil(shortest_ms / 100) / 10:g}, a faster server, or fewer --batches.",
+        constraint="deadline",
     )
 
 
-def _device_plan(menu: _Menu, index: int, fleet: _Fleet, *, limit_ms: float, pinned: bool) -> DevicePlan:
+def _device_plan(
+    menu: _Menu,
+    index: int,
+    fleet: _Fleet,
+    rules: Constraints,
+    objective: Objective,
+    *,
+    limit_ms: float,
+    pinned: bool,
+) -> DevicePlan:
     device, cost = menu.device, fleet.chosen[index]
     shallower = next((c for c in reversed(menu.feasible) if c.depth < cost.depth), None)
-    deeper = _neighbour(fleet, index, next((c for c in menu.feasible if c.depth > cost.depth), None))
+    deeper = _neighbour(
+        device, fleet, rules, index, next((c for c in menu.feasible if c.depth > cost.depth), None)
+    )
     barred = next((i for i in menu.infeasible if _depth(device, i.cut) == cost.depth + 1), None)
     limited_by = _limit(device, cost, barred, fleet, limit_ms=limit_ms)
     return DevicePlan(
@@ -246,13 +277,18 @@ def _device_plan(menu: _Menu, index: int, fleet: _Fleet, *, limit_ms: float, pin
         cut=cost.cut,
         n_batches=device.n_batches,
         codec=device.codec,
+        exit_accuracy=rules.accuracy_at(cost.cut),
         step_ms=_rounded(cost.step_ms),
+        hand_over_ms=_rounded(cost.hand_over_ms),
         upload_ms=_rounded(cost.upload_ms),
         server_ms=_rounded(cost.server_ms),
+        batch_bytes=cost.n_bytes,
         device_ms=_rounded(cost.device_ms),
         limited_by=limited_by,
         reason=reason(
             cost,
+            objective=objective,
+            n_batches=device.n_batches,
             limited_by=limited_by,
             round_ms=fleet.round_ms,
             server_round_ms=fleet.server_ms,
@@ -262,7 +298,7 @@ def _device_plan(menu: _Menu, index: int, fleet: _Fleet, *, limit_ms: float, pin
         ),
         pinned=pinned,
         link_assumed=device.link.provenance == "assumed",
-        shallower=_neighbour(fleet, index, shallower),
+        shallower=_neighbour(device, fleet, rules, index, shallower),
         deeper=deeper,
         infeasible=menu.infeasible,
     )
@@ -277,13 +313,21 @@ def _limit(
         row = device.profile.cuts[cost.depth + 1]
         if row.step_ms_mean * device.n_batches <= limit_ms:
             return "memory"
-    return "compute" if cost.step_ms >= cost.upload_ms else "uplink"
+    return "compute" if cost.compute_ms >= cost.upload_ms else "uplink"
 
 
-def _neighbour(fleet: _Fleet, index: int, cost: CutCost | None) -> Neighbour | None:
+def _neighbour(
+    device: DeviceInput, fleet: _Fleet, rules: Constraints, index: int, cost: CutCost | None
+) -> Neighbour | None:
     if cost is None:
         return None
-    return Neighbour(cut=cost.cut, round_ms=_rounded(fleet.round_ms_with(index, cost)))
+    return Neighbour(
+        cut=cost.cut,
+        round_ms=_rounded(fleet.round_ms_with(index, cost)),
+        device_time_ms=_rounded(cost.compute_ms * device.n_batches),
+        round_bytes=cost.n_bytes * device.n_batches,
+        exit_accuracy=rules.accuracy_at(cost.cut),
+    )
 
 
 def _depth(device: DeviceInput, cut: str) -> int:

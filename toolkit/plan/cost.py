@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import msgspec
 
 from toolkit.errors import PlanError, did_you_mean
-from toolkit.profile.schema import CutRow, Link, Profile
+from toolkit.profile.link import Link
+from toolkit.profile.model_profile import ModelProfile
+from toolkit.profile.schema import CutRow, Profile
 from toolkit.wire.job import Name
 from toolkit.wire.limits import CHUNK_OVERHEAD_BYTES, DEFAULT_CHUNK_BYTES
 
+Objective = Literal["makespan", "device-time", "bytes"]
+"""What a plan makes small: the fleet's round, the devices' computing, or what they send; a round's worth each."""
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 ACTIVATION_BYTES = {"float32": 4, "float16": 2, "int8": 1}
-"""Bytes an activation takes on the wire, by codec."""
+"""Bytes an activation takes on the wire before compression, by codec."""
+CODECS = (*ACTIVATION_BYTES, *(f"{codec}+zstd" for codec in ACTIVATION_BYTES))
+"""Those of ``toolkit.wire.tensors``, which a planner without zstandard can't load."""
 LABEL_BYTES = 8
 TRAINING_PER_FORWARD = 3
 """A training step costs about three forward passes: the backward pass computes two products for each of the forward."""
@@ -56,10 +64,10 @@ class DeviceInput:
                 f"Device {self.name!r} owes {self.n_batches} batches a round; it needs at least 1.",
                 device=self.name,
             )
-        if self.codec not in ACTIVATION_BYTES:
+        if self.codec not in CODECS:
             raise PlanError(
                 f"There is no codec {self.codec!r}.",
-                hint=did_you_mean(self.codec, ACTIVATION_BYTES),
+                hint=did_you_mean(self.codec, CODECS),
                 device=self.name,
             )
 
@@ -111,12 +119,18 @@ class ServerInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutCost:
-    """One cut for one device: ms a batch, and the two parts of a round it adds to.
+    """One cut for one device: ms and bytes a batch, and what it adds to a round.
 
     Attributes:
         depth: position among the model's cuts, from 0 at the input.
+        step_ms: the training step.
+        hand_over_ms: the device's other work on a batch: recipe, codec, digest, chunks, and sending where it
+            has one core for everything.
+        upload_ms: of one batch; happens while the next is computed.
+        n_bytes: of one batch on the wire.
         device_ms: the device's part of a round.
         server_round_ms: the server's steps of a round for this device.
+        price: what the objective adds up over devices; 0 where it adds up nothing.
     """
 
     cut: str
@@ -126,25 +140,61 @@ class CutCost:
     server_ms: float
     device_ms: float
     server_round_ms: float
+    hand_over_ms: float = 0.0
+    n_bytes: int = 0
+    price: float = 0.0
+
+    @property
+    def compute_ms(self) -> float:
+        """The device's processor time for one batch."""
+        return self.step_ms + self.hand_over_ms
 
 
-def upload_bytes(row: CutRow, *, batch_size: int, codec: str) -> int:
-    """Bytes of one batch on the wire: activations in their codec, labels, and what frames its chunks."""
+def upload_bytes(row: CutRow, *, batch_size: int, codec: str, exits: ModelProfile | None = None) -> int:
+    """Bytes of one batch on the wire: activations in their codec, labels, and what frames its chunks.
+
+    Args:
+        row: of the cut.
+        batch_size: samples in a batch.
+        codec: of the activations.
+        exits: the model's profile, which knows how far a compressing codec gets; without it no gain is counted.
+    """
     n_activations = row.activation_bytes // ACTIVATION_BYTES["float32"] * batch_size
-    body = n_activations * ACTIVATION_BYTES[codec] + LABEL_BYTES * batch_size
+    known = exits.exit_at(row.cut) if exits is not None else None
+    factor = known.compressed.get(codec, 1.0) if known is not None else 1.0
+    body = (
+        round(n_activations * ACTIVATION_BYTES[codec.partition("+")[0]] * factor) + LABEL_BYTES * batch_size
+    )
     return body + -(-body // DEFAULT_CHUNK_BYTES) * CHUNK_OVERHEAD_BYTES
 
 
-def cut_cost(device: DeviceInput, row: CutRow, *, depth: int, batch_size: int, server_ms: float) -> CutCost:
+def cut_cost(
+    device: DeviceInput,
+    row: CutRow,
+    *,
+    depth: int,
+    batch_size: int,
+    server_ms: float,
+    objective: Objective = "makespan",
+    exits: ModelProfile | None = None,
+) -> CutCost:
     """Price one cut of one device."""
-    n_bytes = upload_bytes(row, batch_size=batch_size, codec=device.codec)
-    upload_ms = n_bytes / device.link.up_bytes_per_s * 1e3
+    n_bytes = upload_bytes(row, batch_size=batch_size, codec=device.codec, exits=exits)
+    upload_ms = device.link.upload_ms(n_bytes)
+    hand_over_ms = row.hand_over_ms.get(device.codec, 0.0)
+    if device.profile.board.n_cores == 1:
+        hand_over_ms += device.link.send_ms(n_bytes)
+    compute_ms = row.step_ms_mean + hand_over_ms
+    prices = {"makespan": 0.0, "device-time": compute_ms, "bytes": float(n_bytes)}
     return CutCost(
         cut=row.cut,
         depth=depth,
         step_ms=row.step_ms_mean,
+        hand_over_ms=hand_over_ms,
         upload_ms=upload_ms,
         server_ms=server_ms,
-        device_ms=max(row.step_ms_mean, upload_ms) * device.n_batches,
+        device_ms=max(compute_ms, upload_ms) * device.n_batches,
         server_round_ms=server_ms * device.n_batches,
+        n_bytes=n_bytes,
+        price=prices[objective] * device.n_batches,
     )

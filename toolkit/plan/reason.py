@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from toolkit.plan.cost import CutCost
+from toolkit.plan.cost import CutCost, Objective
 from toolkit.plan.schema import Infeasible, Limit, Neighbour
 
 
 def reason(
     cost: CutCost,
     *,
+    objective: Objective,
+    n_batches: int,
     limited_by: Limit,
     round_ms: float,
     server_round_ms: float,
@@ -20,6 +22,8 @@ def reason(
 
     Args:
         cost: of the chosen cut.
+        objective: of the plan.
+        n_batches: of the device in a round.
         limited_by: what would have to improve first.
         round_ms: the fleet's round.
         server_round_ms: the server's part of it.
@@ -28,9 +32,26 @@ def reason(
         pinned: the cut was given, not chosen.
     """
     name = f"the {limited_by}" if limited_by in ("uplink", "server") else limited_by
-    head = f"{duration(max(cost.step_ms, cost.upload_ms))} a batch, limited by {name}"
+    head = f"{duration(max(cost.compute_ms, cost.upload_ms))} a batch, limited by {name}"
     pace = _pace(cost, limited_by, server_round_ms)
-    return f"{'pinned; ' if pinned else ''}{head}: {pace}; {_outlook(round_ms, barred, deeper)}."
+    if barred is not None:
+        outlook = f"the next cut, {barred.cut}, is ruled out: {barred.detail}"
+    elif deeper is None:
+        outlook = "the model has no deeper cut"
+    elif objective == "makespan":
+        outlook = f"at the next cut, {deeper.cut}, {_longer_round(round_ms, deeper.round_ms)}"
+    else:
+        outlook = f"at the next cut, {deeper.cut}, {_dearer(objective, cost, n_batches, deeper)}"
+    return f"{'pinned; ' if pinned else ''}{head}: {pace}; {outlook}."
+
+
+def size(n_bytes: float) -> str:
+    """Write a number of bytes with the unit that suits it: "0.5 KB", "130 KB", "12 MB"; a KB is 2**10 bytes."""
+    for unit in ("KB", "MB", "GB"):
+        n_bytes /= 1024
+        if n_bytes < 1000 or unit == "GB":  # noqa: PLR2004 - four digits are too many
+            break
+    return f"{n_bytes:.2g} {unit}" if n_bytes < 9.95 else f"{n_bytes:,.0f} {unit}"  # noqa: PLR2004 - two digits below ten
 
 
 def duration(ms: float) -> str:
@@ -45,18 +66,19 @@ def _pace(cost: CutCost, limited_by: Limit, server_round_ms: float) -> str:
         return (
             f"the server needs {duration(server_round_ms)} a round for all devices, longer than any of them"
         )
-    step, upload = duration(cost.step_ms), duration(cost.upload_ms)
-    if cost.step_ms >= cost.upload_ms:
+    step, upload = duration(cost.compute_ms), duration(cost.upload_ms)
+    if cost.compute_ms >= cost.upload_ms:
         return f"computing takes {step}, and the upload ({upload}) happens meanwhile"
     return f"the upload takes {upload}, and computing ({step}) happens meanwhile"
 
 
-def _outlook(round_ms: float, barred: Infeasible | None, deeper: Neighbour | None) -> str:
-    if barred is not None:
-        return f"the next cut, {barred.cut}, is ruled out: {barred.detail}"
-    if deeper is None:
-        return "the model has no deeper cut"
-    after, now = duration(deeper.round_ms), duration(round_ms)
-    if deeper.round_ms > round_ms:
-        return f"at the next cut, {deeper.cut}, the fleet's round would take {after} instead of {now}"
-    return f"at the next cut, {deeper.cut}, the fleet's round would take {after}"
+def _longer_round(now_ms: float, then_ms: float) -> str:
+    instead = f" instead of {duration(now_ms)}" if then_ms > now_ms else ""
+    return f"the fleet's round would take {duration(then_ms)}{instead}"
+
+
+def _dearer(objective: Objective, cost: CutCost, n_batches: int, deeper: Neighbour) -> str:
+    if objective == "bytes":
+        return f"it would send {size(deeper.round_bytes)} a round instead of {size(cost.n_bytes * n_batches)}"
+    now_ms = cost.compute_ms * n_batches
+    return f"it would compute {duration(deeper.device_time_ms)} a round instead of {duration(now_ms)}"

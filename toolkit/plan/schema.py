@@ -12,9 +12,11 @@ import msgspec
 from msgspec import Meta
 
 from toolkit.errors import PlanError
+from toolkit.plan.cost import Objective
+from toolkit.profile.model_profile import Share
 from toolkit.profile.schema import Kind
 from toolkit.profile.toml_struct import parse_struct, read_struct, struct_text, write_text
-from toolkit.wire.job import ModelSpec, Name, Positive
+from toolkit.wire.job import Count, ModelSpec, Name, Positive
 
 Ms = Annotated[float, Meta(ge=0)]
 Cut = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -22,17 +24,20 @@ Limit = Literal["compute", "uplink", "server", "memory"]
 
 
 class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
-    """Another cut for one device, all others kept: what the fleet's round would take."""
+    """Another cut for one device, all others kept: the fleet's round, and the device's own computing and bytes in it."""
 
     cut: Cut
     round_ms: Ms
+    device_time_ms: Ms = 0.0
+    round_bytes: Count = 0
+    exit_accuracy: Share | None = None
 
 
 class Infeasible(msgspec.Struct, frozen=True, kw_only=True):
     """A cut that a device can't take: the constraint that failed, with its numbers, and what would fix it."""
 
     cut: Cut
-    constraint: Literal["memory", "measurement"]
+    constraint: Literal["memory", "measurement", "exit accuracy", "deadline"]
     detail: str
     fix: str
 
@@ -42,10 +47,13 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         known: how its step times are known.
-        step_ms: computing one batch.
+        exit_accuracy: of this cut's exit in the central run that the model's profile holds.
+        step_ms: training on one batch.
+        hand_over_ms: the device's other work on one batch: codec, digest, chunks, sending.
         upload_ms: sending one batch's activations and labels; happens while the next is computed.
         server_ms: the server's training step on one batch.
-        device_ms: the device's part of a round: batches x the larger of step and upload.
+        batch_bytes: of one batch on the wire.
+        device_ms: the device's part of a round: batches x the larger of computing and upload.
         limited_by: what would have to improve first, for a shorter round or a deeper cut.
         reason: one sentence for people.
         pinned: the cut was given, not chosen.
@@ -65,6 +73,9 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
     device_ms: Ms
     limited_by: Limit
     reason: str
+    exit_accuracy: Share | None = None
+    hand_over_ms: Ms = 0.0
+    batch_bytes: Count = 0
     pinned: bool = False
     link_assumed: bool = False
     shallower: Neighbour | None = None
@@ -80,7 +91,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         server_ms: the server's part of a round: its steps for all devices, one after another.
         server_basis: how the server's step times are known.
         bottleneck: a device's name, or "server".
-        slack: share of the shortest possible round that was spent on deeper exits.
+        objective: what was made small.
+        method: how the cuts were found; ``gap`` bounds how far they may be from the best, before slack.
+        device_time_ms: all devices' computing in a round.
+        round_bytes: all that devices send in a round.
+        slack: share of the least objective that might be spent on deeper exits.
+        model_profile: whose exit accuracies are shown; empty for none.
     """
 
     schema: Literal[1]
@@ -95,6 +111,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     memory_share: float
     slack: float
     devices: tuple[DevicePlan, ...]
+    objective: Objective = "makespan"
+    method: str = ""
+    gap: Ms = 0.0
+    device_time_ms: Ms = 0.0
+    round_bytes: Count = 0
+    deadline_ms: Ms | None = None
+    min_exit_accuracy: Share = 0.0
+    model_profile: str = ""
 
     @property
     def cuts(self) -> dict[str, str]:
@@ -114,7 +138,12 @@ COMMENTS = {
     "bottleneck": "a device, or server",
     "memory_share": "of a board's memory that training may use",
     "devices.known": "measured | emulated",
-    "devices.step_ms": "computing one batch",
+    "gap": "share by which the objective may miss its least, before slack",
+    "device_time_ms": "all devices' computing in a round",
+    "round_bytes": "all that devices send in a round",
+    "devices.exit_accuracy": "held-out, in the central run of the model's profile",
+    "devices.step_ms": "training on one batch",
+    "devices.hand_over_ms": "codec, digest, chunks, sending; one batch",
     "devices.upload_ms": "sending one batch, while the next is computed",
     "devices.server_ms": "the server's step on one batch",
     "devices.device_ms": "the device's part of a round",

@@ -9,12 +9,14 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,66 +25,40 @@ import toolkit
 from toolkit.errors import HseeError, MachineError
 from toolkit.nn.cut import activation_shape, cut_layers, take_segment, take_suffix
 from toolkit.nn.exit_head import build_exit_head
-from toolkit.nn.steps import build_device_model, device_step, make_optimizer, server_step
+from toolkit.nn.steps import Forward, build_device_model, device_step, make_optimizer, server_step
 from toolkit.nn.zoo import build_network
-from toolkit.profile.exchange import Answer, Limited, Measured, Ready, Refused, Request
+from toolkit.profile.exchange import Answer, Copied, Limited, Measured, Ready, Refused, Request
+from toolkit.profile.hand_over import MadeUpData, handing_over
 from toolkit.profile.limits import enter_limits, reset_peak, resident_bytes, slowdown
 from toolkit.profile.schema import BYTES_PER_MB, CutRow
+from toolkit.profile.timing import QUICK, THOROUGH, Pace, Timing, time_steps
 from toolkit.wire.job import OptimizerSpec
+from toolkit.wire.tensors import CODECS
 
 SEED = 0
 FLOAT32_BYTES = 4
+COPY_BYTES = 16 * BYTES_PER_MB
+BUDGET_S = 120.0
+"""For the steps of all cuts together: starting children and what stands beside the steps come on top."""
+BESIDE = Pace(block_s=0.1, settled_within=0.1, warm_max_s=0.2, n_min=5, min_s=0.5, max_s=1.0)
+AT_ONCE = Pace(block_s=0.04, settled_within=1.0, warm_max_s=0.04, n_min=2, min_s=0.12, max_s=0.3)
+Pass = tuple[nn.Module, Sequence[int], bool]
+"""A module, the shape of one sample, and whether its backward pass counts too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How long to measure: warm up, then until both minima are reached, but no longer than ``max_s``."""
-
-    n_warm: int
-    n_min: int
-    min_s: float
-    max_s: float
-
-
-QUICK = Pace(n_warm=2, n_min=5, min_s=0.25, max_s=2.0)
-THOROUGH = Pace(n_warm=5, n_min=20, min_s=2.0, max_s=20.0)
-
-
-def step_times_ms(step: Callable[[int], object], pace: Pace) -> list[float]:
-    """Time a step again and again.
-
-    Args:
-        step: takes the number of the call.
-        pace: how often and how long; a step slower than ``max_s`` is timed once.
-    Returns: wall time of each step after the warm-up, ms.
-    """
-    began = time.perf_counter()
-    for index in range(pace.n_warm):
-        step(index)
-        if time.perf_counter() - began > pace.max_s / 2:
-            break
-    times: list[float] = []
-    began = last = time.perf_counter()
-    while last - began < pace.max_s:
-        step(pace.n_warm + len(times))
-        now = time.perf_counter()
-        times.append((now - last) * 1e3)
-        last = now
-        if len(times) >= pace.n_min and last - began >= pace.min_s:
-            break
-    return times
-
-
-def forward_flop(module: nn.Module, shape: Sequence[int]) -> int:
-    """FLOP (2 x MAC) of a forward pass of one sample.
+def pass_flop(module: nn.Module, shape: Sequence[int], *, backward: bool = False) -> int:
+    """FLOP (2 x MAC) of a forward pass of one sample, and of its backward pass if wanted.
 
     Args:
         module: put in eval mode, since batch norm can't train on one sample.
         shape: of the sample, without the batch axis.
+        backward: count the gradients of all parameters too.
     """
     module.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, *shape))
+    with torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
+        y = module(torch.zeros(1, *shape))
+        if backward:
+            y.sum().backward()
     return int(counter.get_total_flops())
 
 
@@ -93,6 +69,7 @@ class Facts:
     cut: str
     shape: tuple[int, ...]
     flop: int
+    train_flop: int
     suffix_flop: int
     n_parameters: int
 
@@ -103,7 +80,7 @@ def describe(request: Request, cuts: Sequence[str]) -> list[Facts]:
     Raises: ModelError, CutError: the request names a model, cut or head that does not exist.
     """
     model = request.model
-    sides: list[tuple[nn.Module, Sequence[int]]] = []
+    passes: list[Pass] = []
     shapes, n_parameters = [], []
     for cut in cuts:
         network = build_network(model, seed=SEED)
@@ -113,20 +90,21 @@ def describe(request: Request, cuts: Sequence[str]) -> list[Facts]:
             request.exit_head, activation_shape=shape, n_classes=model.n_classes, cut=cut, seed=SEED
         )
         device = nn.Sequential(segment, head)
-        sides += [(device, model.input_shape), (take_suffix(network, cut), shape)]
+        passes += [(device, model.input_shape, False), (device, model.input_shape, True)]
+        passes.append((take_suffix(network, cut), shape, False))
         shapes.append(shape)
         n_parameters.append(sum(p.numel() for p in device.parameters()))
-    flop = forward_flop_apart(sides)
+    flop = flop_apart(passes)
     return [
-        Facts(cut, shape, flop=device_flop, suffix_flop=suffix_flop, n_parameters=n)
-        for cut, shape, n, device_flop, suffix_flop in zip(
-            cuts, shapes, n_parameters, flop[::2], flop[1::2], strict=True
+        Facts(cut, shape, flop=once, train_flop=train, suffix_flop=suffix, n_parameters=n)
+        for cut, shape, n, once, train, suffix in zip(
+            cuts, shapes, n_parameters, flop[::3], flop[1::3], flop[2::3], strict=True
         )
     ]
 
 
-def forward_flop_apart(modules: Sequence[tuple[nn.Module, Sequence[int]]]) -> list[int]:
-    """Count each module's forward FLOP on one sample, in a fork of this process.
+def flop_apart(passes: Sequence[Pass]) -> list[int]:
+    """Count each pass's FLOP on one sample, in a fork of this process.
 
     Counting loads torch's compiler, 80 MB that training never takes and its measured memory must not hold.
 
@@ -137,7 +115,9 @@ def forward_flop_apart(modules: Sequence[tuple[nn.Module, Sequence[int]]]) -> li
     if not pid:
         status = 1
         try:
-            os.write(writing, msgspec.json.encode([forward_flop(module, shape) for module, shape in modules]))
+            os.write(
+                writing, msgspec.json.encode([pass_flop(m, shape, backward=b) for m, shape, b in passes])
+            )
             status = 0
         finally:
             os._exit(status)
@@ -150,42 +130,98 @@ def forward_flop_apart(modules: Sequence[tuple[nn.Module, Sequence[int]]]) -> li
     return msgspec.json.decode(content, type=list[int])
 
 
-def make_step(request: Request, facts: Facts) -> Callable[[int], object]:
-    """Build the training step of one side of a cut, on random data."""
+def measure_device(request: Request, facts: Facts, pace: Pace) -> tuple[Timing, dict[str, Timing]]:
+    """Time the device's step at a cut on random data, and what it does with a batch beside it, by codec."""
     model = request.model
+    data = MadeUpData(model, batch_size=request.batch_size, seed=SEED)
+    device = build_device_model(
+        model, cut=facts.cut, exit_head=request.exit_head, optimizer=OptimizerSpec(), seed=SEED
+    )
+
+    def step(index: int) -> Forward:
+        x, y, seed = data.batch(index)
+        return device_step(device, x, y, seed=seed)
+
+    timing = time_steps(step, pace)
+    forward, (_, y, _) = step(0), data.batch(0)
+    aside = AT_ONCE if request.quick else BESIDE
+    hand_over = {
+        codec: time_steps(handing_over(forward, y, cut=facts.cut, codec=codec), aside) for codec in CODECS
+    }
+    return timing, hand_over
+
+
+def measure_suffix(request: Request, facts: Facts, pace: Pace) -> Timing:
+    """Time the server's step for a cut on random activations."""
     generator = torch.Generator().manual_seed(SEED)
-    y = torch.randint(model.n_classes, (request.batch_size,), generator=generator)
-    optimizer = OptimizerSpec()
-    if request.side == "device":
-        x = torch.randn(request.batch_size, *model.input_shape, generator=generator)
-        device = build_device_model(
-            model, cut=facts.cut, exit_head=request.exit_head, optimizer=optimizer, seed=SEED
-        )
-        return lambda index: device_step(device, x, y, seed=index)
+    y = torch.randint(request.model.n_classes, (request.batch_size,), generator=generator)
     h = torch.randn(request.batch_size, *facts.shape, generator=generator)
-    suffix = take_suffix(build_network(model, seed=SEED), facts.cut)
-    sgd = make_optimizer(suffix, optimizer)
-    return lambda index: server_step(suffix, sgd, h, y, seed=index)
+    suffix = take_suffix(build_network(request.model, seed=SEED), facts.cut)
+    sgd = make_optimizer(suffix, OptimizerSpec())
+    return time_steps(lambda index: server_step(suffix, sgd, h, y, seed=index), pace)
 
 
-def measure_cut(request: Request, facts: Facts, *, factor: float) -> CutRow:
+def measure_cut(request: Request, facts: Facts, *, pace: Pace, factor: float) -> CutRow:
     """Measure one row; times are multiplied by ``factor``."""
     reset_peak()
-    times = step_times_ms(make_step(request, facts), QUICK if request.quick else THOROUGH)
-    scaled = np.asarray(times) * factor
-    p50, p95 = np.percentile(scaled, [50, 95])
+    beside: dict[str, Timing] = {}
+    if request.side == "device":
+        timing, beside = measure_device(request, facts, pace)
+    else:
+        timing = measure_suffix(request, facts, pace)
+    timing = timing.scaled(factor)
     return CutRow(
         cut=facts.cut,
-        step_ms_mean=round(float(scaled.mean()), 4),
-        step_ms_p50=round(float(p50), 4),
-        step_ms_p95=round(float(p95), 4),
-        n_steps=len(times),
+        step_ms_mean=round(timing.mean_ms, 4),
+        step_ms_p50=round(timing.p50_ms, 4),
+        step_ms_p95=round(timing.p95_ms, 4),
+        step_cpu_ms=round(timing.cpu_ms, 4),
+        n_steps=timing.n_steps,
+        hand_over_ms={codec: round(t.mean_ms * factor, 4) for codec, t in beside.items()},
         peak_memory_mb=round(resident_bytes(peak=True) / BYTES_PER_MB, 1),
         flop=facts.flop,
+        train_flop=facts.train_flop,
         suffix_flop=facts.suffix_flop,
         n_parameters=facts.n_parameters,
         activation_bytes=math.prod(facts.shape) * FLOAT32_BYTES,
     )
+
+
+def memory_refusal(request: Request, facts: Facts, *, held_bytes: int, room_bytes: int) -> str:
+    """Say why a cut can't fit, before trying it kills the board; nothing where it may fit.
+
+    Args:
+        request: batch size and input shape.
+        facts: of the cut.
+        held_bytes: resident memory of this process before the cut is built.
+        room_bytes: what it may grow by.
+    """
+    model = request.model
+    samples = request.batch_size * (math.prod(model.input_shape) + 2 * math.prod(facts.shape)) * FLOAT32_BYTES
+    # Weights, gradients and momentum; the activations and their gradient. What lies between comes on top.
+    least_bytes = 3 * facts.n_parameters * FLOAT32_BYTES + samples
+    if least_bytes <= room_bytes:
+        return ""
+    return (
+        f"refused: it needs at least {(held_bytes + least_bytes) / BYTES_PER_MB:.0f} MB,"
+        f" and {(held_bytes + room_bytes) / BYTES_PER_MB:.0f} MB are there"
+    )
+
+
+def room(request: Request) -> int:
+    """Bytes that this process may still take: its limit's rest, or what the machine has free."""
+    free_bytes = int(psutil.virtual_memory().available)
+    if request.limits is None:
+        return free_bytes
+    return min(free_bytes, request.limits.memory_mb * BYTES_PER_MB - resident_bytes())
+
+
+def copy_bytes_per_s() -> float:
+    """Memory read plus written by a copy too large for the caches, bytes a second."""
+    source = np.ones(COPY_BYTES, np.uint8)
+    target = np.empty_like(source)
+    timing = time_steps(lambda _: np.copyto(target, source), AT_ONCE)
+    return 2 * COPY_BYTES / timing.mean_ms * 1e3
 
 
 def answer(request: Request, say: Callable[[Answer], None]) -> None:
@@ -209,12 +245,22 @@ def answer(request: Request, say: Callable[[Answer], None]) -> None:
         say(Limited(mechanism=mechanism))
         if mechanism == "factor":
             factor = slowdown(request.limits, threads=request.threads)
+    if request.side == "device" and not request.first:
+        say(Copied(bytes_per_s=round(copy_bytes_per_s() / factor)))
+    pace = QUICK if request.quick else THOROUGH.at_most(BUDGET_S / len(cuts))
     for facts in described:
-        say(Measured(row=measure_cut(request, facts, factor=factor)))
+        refusal = memory_refusal(request, facts, held_bytes=resident_bytes(), room_bytes=room(request))
+        if refusal:
+            say(Measured(row=CutRow(cut=facts.cut, failed=refusal)))
+        else:
+            say(Measured(row=measure_cut(request, facts, pace=pace, factor=factor)))
 
 
 def main() -> int:
     """Read the request, answer it. Returns: exit status."""
+    # Where memory runs out after all, this process goes first, and not whatever else the board does.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     # Answers keep stdout to themselves: a library that prints would spoil them.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 
 from toolkit.errors import HseeError
+from toolkit.profile.link import read_link
 from toolkit.profile.locate import find_link
 from toolkit.profile.measure import measure
-from toolkit.profile.schema import Limits, read_link, write_profile
+from toolkit.profile.schema import Limits, write_profile
 from toolkit.wire.job import ModelSpec
 
 BOARDS = {

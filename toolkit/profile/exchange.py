@@ -32,6 +32,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits | None = None
 
 
+class OnnxRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which exported file a child times, and how."""
+
+    path: str
+    threads: int
+    quick: bool
+    limits: Limits | None = None
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """The child has built the model; comes first."""
 
@@ -43,6 +52,12 @@ class Limited(msgspec.Struct, frozen=True, kw_only=True, tag="limited"):
     """The child has entered its limits."""
 
     mechanism: Mechanism
+
+
+class Copied(msgspec.Struct, frozen=True, kw_only=True, tag="copied"):
+    """How fast memory is, within the limits."""
+
+    bytes_per_s: float
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
@@ -59,4 +74,4 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     hint: str
 
 
-Answer = Ready | Limited | Measured | Refused
+Answer = Ready | Limited | Copied | Measured | Refused

@@ -1,4 +1,4 @@
-"""Where profiles and links are found by name: HSEE_PROFILES, the packaged copy, the repository's folder."""
+"""Where profiles of boards, links and models are found by name: HSEE_PROFILES, the packaged copy, the repository's folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from toolkit.errors import ProfileError, did_you_mean
 
 HERE = Path(__file__).resolve().parent
+KINDS = {"links": "link", "models": "model profile"}
+"""Folders whose files are no boards' profiles, and what they are."""
 
 
 def profile_folders(folder: Path | None = None) -> list[Path]:
@@ -44,6 +46,14 @@ def find_link(name: str, *, folder: Path | None = None) -> Path:
     return _find(name, kind="link", folder=folder)
 
 
+def find_model(name: str, *, folder: Path | None = None) -> Path:
+    """Find a model's profile: a path to a file, or the name of one in a ``models`` folder.
+
+    Raises: ProfileError: there is none.
+    """
+    return _find(name, kind="model profile", folder=folder)
+
+
 def _find(name: str, *, kind: str, folder: Path | None) -> Path:
     # A name is what has neither a folder nor the ending of a file; anything else is taken at its word.
     if name.endswith(".toml") or os.sep in name:
@@ -62,6 +72,6 @@ def _find(name: str, *, kind: str, folder: Path | None) -> Path:
 def _files(kind: str, folder: Path | None) -> Iterator[Path]:
     for place in profile_folders(folder):
         for path in sorted(place.rglob("*.toml")):
-            in_links = "links" in path.relative_to(place).parts[:-1]
-            if in_links == (kind == "link"):
+            folders = path.relative_to(place).parts[:-1]
+            if kind == next((KINDS[part] for part in folders if part in KINDS), "profile"):
                 yield path

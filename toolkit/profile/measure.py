@@ -9,24 +9,30 @@ import contextlib
 import datetime as dt
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import IO
 
 import msgspec
 
+import toolkit
 from toolkit.errors import HseeError, MachineError, UsageError, require
 from toolkit.profile.board import machine_name, read_board
-from toolkit.profile.exchange import Answer, Limited, Measured, Ready, Refused, Request
+from toolkit.profile.conditions import ConditionReader
+from toolkit.profile.death import death_reason, last_line
+from toolkit.profile.exchange import Answer, Copied, Limited, Measured, Ready, Refused, Request
+from toolkit.profile.inference import time_file
 from toolkit.profile.limits import sweep
+from toolkit.profile.link import Link
 from toolkit.profile.schema import (
+    INFERENCE_ONLY_BYTES,
     CutRow,
     Emulation,
+    InferenceRow,
     Limits,
-    Link,
     Mechanism,
     Profile,
     Provenance,
@@ -35,8 +41,8 @@ from toolkit.profile.schema import (
 from toolkit.wire.job import ModelSpec, Name
 
 CHILD = (sys.executable, "-m", "toolkit.profile.child")
-OnRow = Callable[[CutRow, int], None]
-"""Called with each row when it is done, and the number of rows there will be."""
+OnRow = Callable[[CutRow | InferenceRow, int], None]
+"""Called with each row when it is done, and the number of rows of its kind there will be."""
 
 
 class MeasureInterruptedError(KeyboardInterrupt):
@@ -57,6 +63,7 @@ class _Measurement:
         self.cuts: tuple[str, ...] = ()
         self.software: dict[str, str] = {}
         self.mechanism: Mechanism = "factor"
+        self.copy_bytes_per_s: float | None = None
 
     def run(self) -> None:
         """Measure all cuts.
@@ -88,6 +95,8 @@ class _Measurement:
                 self.cuts, self.software = cuts, software
             case Limited(mechanism=mechanism):
                 self.mechanism = mechanism
+            case Copied(bytes_per_s=bytes_per_s):
+                self.copy_bytes_per_s = bytes_per_s
             case Refused(code=code, message=message, hint=hint):
                 raise _error_class(code)(message, hint=hint)
             case Measured(row=row):
@@ -99,7 +108,7 @@ class _Measurement:
             self.on_row(row, len(self.cuts))
 
     def _died(self, death: _Death) -> None:
-        reason = death.reason(self.request.limits)
+        reason = death_reason(death.returncode, death.last_words, limits=self.request.limits, part="torch")
         if not self.cuts:
             raise MachineError(
                 f"The process that measures died before it began: {reason}.",
@@ -114,16 +123,6 @@ class _Death(msgspec.Struct, frozen=True):
     returncode: int
     last_words: str
 
-    def reason(self, limits: Limits | None) -> str:
-        if self.returncode == -signal.SIGKILL:
-            limit = f" (limit {limits.memory_mb} MB)" if limits else ""
-            return f"killed, as the system does when memory runs out{limit}"
-        if self.returncode == -signal.SIGILL:
-            return "illegal instruction: the installed torch does not suit this CPU"
-        if self.returncode < 0:
-            return f"killed by signal {signal.Signals(-self.returncode).name}"
-        return self.last_words or f"exit status {self.returncode}"
-
 
 def measure(
     model: ModelSpec,
@@ -135,9 +134,12 @@ def measure(
     threads: int = 1,
     name: str = "",
     link: Link | None = None,
+    onnx: Sequence[Path] = (),
     on_row: OnRow | None = None,
 ) -> Profile:
     """Measure this board, or the one that ``limits`` make of it.
+
+    A board too small to train gets no cuts: nothing is tried that would kill it.
 
     Args:
         model: what is trained.
@@ -148,12 +150,16 @@ def measure(
         threads: torch's threads.
         name: of the profile; made from board and model when empty.
         link: goes into the profile as it is.
+        onnx: exported files to time, one sample at a time.
         on_row: called with each row.
     Returns: a row for every candidate cut, failed ones included.
     Raises: MissingPartError: torch is not installed. ModelError: no such model, option or head.
         MachineError: the measuring process can't run here. MeasureInterruptedError: Ctrl-C; it carries the rows so far.
     """
-    require("torch", part="agent", purpose="Measuring training")
+    board, reader = read_board(limits), ConditionReader(limits)
+    trains = board.memory_bytes >= INFERENCE_ONLY_BYTES
+    if trains:
+        require("torch", part="agent", purpose="Measuring training")
     name = _checked_name(name or default_name(model, limits))
     request = Request(
         side="device",
@@ -167,9 +173,9 @@ def measure(
         limits=limits,
     )
     work = _Measurement(request, on_row)
+    inference: list[InferenceRow] = []
 
     def profile(*, partial: bool) -> Profile:
-        board = read_board(limits)
         return Profile(
             schema=1,
             name=name,
@@ -177,22 +183,29 @@ def measure(
                 kind="measured" if limits is None else "emulated",
                 date=dt.datetime.now(tz=dt.UTC).date(),
                 machine=machine_name(),
-                command=command_line(request, name=name, link=link),
-                software=work.software,
+                command=command_line(request, name=name, link=link, onnx=onnx),
+                software=work.software or {"hsee": toolkit.__version__},
                 limits=None if limits is None else work.emulation(limits),
             ),
             board=board,
             partial=partial,
+            conditions=reader.conditions(copy_bytes_per_s=work.copy_bytes_per_s),
             link=link,
             model=model,
             training=Training(batch_size=batch_size, exit_head=exit_head, threads=threads),
             cuts=tuple(work.rows),
+            inference=tuple(inference),
         )
 
     try:
-        work.run()
+        if trains:
+            work.run()
+        for path in onnx:
+            inference.append(time_file(path, threads=threads, quick=quick, limits=limits))
+            if on_row is not None:
+                on_row(inference[-1], len(onnx))
     except KeyboardInterrupt as exc:
-        if work.rows:
+        if work.rows or inference:
             raise MeasureInterruptedError(profile(partial=True)) from exc
         raise
     return profile(partial=False)
@@ -235,7 +248,7 @@ def default_name(model: ModelSpec, limits: Limits | None) -> str:
     return f"{board}-{model.name}"[:64]
 
 
-def command_line(request: Request, *, name: str, link: Link | None) -> str:
+def command_line(request: Request, *, name: str, link: Link | None, onnx: Sequence[Path] = ()) -> str:
     """Write the ``hsee profile`` command that asks for this measurement."""
     model, limits = request.model, request.limits
     words = ["hsee", "profile", "--model", model.name, "--input", "x".join(map(str, model.input_shape))]
@@ -244,7 +257,8 @@ def command_line(request: Request, *, name: str, link: Link | None) -> str:
     words += [f"--option={key}={value}" for key, value in model.options.items()]
     words += ["--emulate", f"{limits.cpu_percent:g}%,{limits.memory_mb}"] if limits else []
     words += ["--quick"] if request.quick else []
-    words += ["--link", link.name] if link else []
+    words += ["--link", link.name] if link is not None and link.provenance == "assumed" else []
+    words += [f"--onnx={path.name}" for path in onnx]
     words += ["--name", name] if name else []
     return shlex.join(words)
 
@@ -274,7 +288,7 @@ def _child(request: Request) -> Generator[Answer | _Death, None, None]:
                 refused |= isinstance(message, Refused)
                 yield message
             if child.wait() and not refused:
-                yield _Death(returncode=child.returncode, last_words=_last_line(stderr))
+                yield _Death(returncode=child.returncode, last_words=last_line(stderr))
         finally:
             child.kill()
             child.wait()
@@ -296,12 +310,6 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
         msg = "the child was started with pipes"
         raise TypeError(msg)
     return pipe
-
-
-def _last_line(stderr: IO[bytes]) -> str:
-    stderr.seek(0)
-    lines = stderr.read()[-4096:].decode(errors="replace").strip().splitlines()
-    return lines[-1].strip()[:512] if lines else ""
 
 
 def _error_class(code: str) -> type[HseeError]:

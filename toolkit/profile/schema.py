@@ -14,13 +14,14 @@ import msgspec
 from msgspec import Meta
 
 from toolkit.errors import ProfileError
+from toolkit.profile.link import Link, Milliseconds, Text
 from toolkit.profile.toml_struct import parse_struct, read_struct, struct_text, write_text
 from toolkit.wire.job import Count, ModelSpec, Name, Positive
 
 BYTES_PER_MB = 2**20
+INFERENCE_ONLY_BYTES = 384 * BYTES_PER_MB
+"""Torch alone takes more than half of this: a board with less is for inference."""
 
-Text = Annotated[str, Meta(min_length=1, max_length=1024)]
-Above0 = Annotated[float, Meta(gt=0, lt=1e18)]
 Kind = Literal["measured", "emulated", "datasheet"]
 Mechanism = Literal["cgroup-v1", "cgroup-v2", "factor"]
 
@@ -77,15 +78,48 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     hardware: str = ""
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """The way between a device and its coordinator, as payload bytes a second."""
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the board was like while it was measured; what it does not tell is left out, never guessed.
 
-    name: Text
-    provenance: Literal["measured", "assumed"]
-    up_bytes_per_s: Above0
-    down_bytes_per_s: Above0
-    rtt_ms: Annotated[float, Meta(ge=0, lt=1e9)]
-    sources: tuple[Text, ...] = ()
+    Attributes:
+        cpu_features: those that decide how fast a network runs.
+        copy_bytes_per_s: memory read plus written by a large copy.
+        throttle: why the processor was held back before or after, in the system's words.
+        energy_j: of the processor, over all measurements (RAPL); ``energy_s`` is how long they took.
+    """
+
+    free_memory_mb: float | None = None
+    swap_mb: float | None = None
+    cpu_features: tuple[Text, ...] = ()
+    copy_bytes_per_s: float | None = None
+    clock_mhz_before: float | None = None
+    clock_mhz_after: float | None = None
+    temperature_c_before: float | None = None
+    temperature_c_after: float | None = None
+    throttle: tuple[Text, ...] = ()
+    power: Literal["mains", "battery", ""] = ""
+    energy_j: float | None = None
+    energy_s: float | None = None
+
+
+class InferenceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One exported file answering one sample at a time. A failed row has no numbers.
+
+    Attributes:
+        file: its name, without folders.
+        sha256: of the file, hexadecimal.
+        peak_memory_mb: greatest resident memory of a process that runs it.
+    """
+
+    file: Text
+    sha256: str = ""
+    file_bytes: Count = 0
+    ms_mean: Milliseconds = 0.0
+    ms_p50: Milliseconds = 0.0
+    ms_p95: Milliseconds = 0.0
+    n_runs: Count = 0
+    peak_memory_mb: float = 0.0
+    failed: Annotated[str, Meta(max_length=1024)] = ""
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,10 +135,14 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cut: the stage after which the network is cut.
-        step_ms_mean: of one batch: forward, backward and optimizer step.
+        step_ms_mean: of one batch: forward, backward and optimizer step; the median over blocks of steps of each
+            block's mean, because single steps jump where a quota stops the process.
+        step_cpu_ms: processor time of a step; 0 in profiles of old.
         n_steps: how many were timed, after warming up.
+        hand_over_ms: codec to what an agent does with a batch beside the step: its recipe, encoding, digest, chunks.
         peak_memory_mb: greatest resident memory of the whole process.
         flop: forward pass of segment and exit for one sample.
+        train_flop: forward and backward pass of one sample.
         suffix_flop: forward pass of what stays at the coordinator, for one sample.
         n_parameters: of segment and exit.
         activation_bytes: one sample's activations at the cut, float32.
@@ -121,6 +159,9 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     suffix_flop: Count = 0
     n_parameters: Count = 0
     activation_bytes: Count = 0
+    step_cpu_ms: Milliseconds = 0.0
+    train_flop: Count = 0
+    hand_over_ms: dict[str, Milliseconds] = {}
     failed: Annotated[str, Meta(max_length=1024)] = ""
 
     def __post_init__(self) -> None:
@@ -135,8 +176,22 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
             msg = f"row {self.cut!r} has step_ms_p50 above step_ms_p95"
             raise ValueError(msg)
 
+    def achieved_flop_per_s(self, batch_size: int) -> float:
+        """FLOP/s of a training step, forward and backward; 0 where they were not counted."""
+        return self.train_flop * batch_size / self.step_ms_mean * 1e3 if self.step_ms_mean else 0.0
 
-NUMBERS = tuple(f.name for f in msgspec.structs.fields(CutRow) if f.name not in ("cut", "failed"))
+
+NUMBERS = (
+    "step_ms_mean",
+    "step_ms_p50",
+    "step_ms_p95",
+    "n_steps",
+    "peak_memory_mb",
+    "flop",
+    "suffix_flop",
+    "n_parameters",
+    "activation_bytes",
+)
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,10 +206,17 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     provenance: Provenance
     board: Board
     partial: bool = False
+    conditions: Conditions | None = None
     link: Link | None = None
     model: ModelSpec | None = None
     training: Training | None = None
     cuts: tuple[CutRow, ...] = ()
+    inference: tuple[InferenceRow, ...] = ()
+
+    @property
+    def inference_only(self) -> bool:
+        """Whether the board is too small to train at all."""
+        return self.board.memory_bytes < INFERENCE_ONLY_BYTES
 
     def __post_init__(self) -> None:
         if (self.model is None) != (self.training is None) or (self.cuts and self.model is None):
@@ -170,13 +232,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(msg)
 
 
-class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that holds a link only."""
-
-    schema: Literal[1]
-    link: Link
-
-
 COMMENTS = {
     "partial": "measuring was stopped before the last row",
     "provenance.kind": "measured | emulated | datasheet",
@@ -185,9 +240,19 @@ COMMENTS = {
     "provenance.limits.memory_mb": "of 2**20 bytes",
     "provenance.limits.mechanism": "what enforced it; factor: times were multiplied, memory was not limited",
     "link.provenance": "measured | assumed",
+    "conditions.copy_bytes_per_s": "read plus written",
+    "conditions.energy_j": "of the processor, over energy_s seconds",
     "link.up_bytes_per_s": "device to coordinator",
+    "link.rtt_ms": "of a small message, to the broker and back",
+    "link.transfers.payload_bytes": "one batch at a cut",
+    "link.transfers.send_ms": "processor time of the device for one payload",
+    "link.transfers.round_trip_ms_p50": "to the broker and back, checked",
     "model.input_shape": "one sample, without the batch axis",
-    "cuts.step_ms_mean": "one batch: forward, backward, optimizer step",
+    "cuts.step_ms_mean": "one batch: forward, backward, optimizer step; median of block means",
+    "cuts.step_cpu_ms": "processor time of a step",
+    "cuts.train_flop": "2 x MAC; forward and backward, one sample",
+    "inference.ms_mean": "one sample; median of block means",
+    "inference.peak_memory_mb": "resident, whole process; of 2**20 bytes",
     "cuts.n_steps": "timed, after warming up",
     "cuts.peak_memory_mb": "resident, whole process; of 2**20 bytes",
     "cuts.flop": "2 x MAC; forward of segment and exit, one sample",
@@ -210,14 +275,6 @@ def read_profile(path: Path) -> Profile:
     Raises: ProfileError: it names file, key, and what was expected.
     """
     return read_struct(path, Profile, noun="profile", error=ProfileError)
-
-
-def read_link(path: Path) -> Link:
-    """Read a link file (``[link]`` and ``schema = 1``).
-
-    Raises: ProfileError: it names file, key, and what was expected.
-    """
-    return read_struct(path, LinkProfile, noun="link", error=ProfileError).link
 
 
 def profile_text(profile: Profile) -> str:
@@ -244,6 +301,9 @@ def misfit(profile: Profile, model: ModelSpec, *, batch_size: int, exit_head: st
     Returns: a sentence, or nothing when it fits.
     """
     kind = profile.provenance.kind
+    if profile.inference_only and not profile.cuts:
+        memory_mb = profile.board.memory_bytes / BYTES_PER_MB
+        return f"Profile {profile.name!r} is of a board with {memory_mb:.0f} MB, which is for inference only."
     if profile.model is None or profile.training is None:
         return f"Profile {profile.name!r} ({kind}) has no measured step times."
     ours, theirs = profile.model, model
