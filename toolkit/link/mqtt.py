@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 import ssl
 import threading
 import time
@@ -100,6 +101,7 @@ class _Connection:
         self._counting = threading.Lock()
         self._client = _Client(client_id)
         self._client.connect_timeout = CONNECT_TIMEOUT_S
+        self._client.on_socket_open = _send_at_once
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
@@ -357,6 +359,12 @@ class MqttLink:
         bound_s = min(self._max_backoff_s, FIRST_BACKOFF_S * 2.0 ** min(n_failures, 32))
         # From the system: boards that boot from copies of one image must not draw alike.
         return secrets.SystemRandom().uniform(0.0, bound_s)
+
+
+def _send_at_once(_client: paho.Client, _data: object, sock: paho.SocketLike) -> None:
+    """Hold nothing back: after a PUBACK the next message would wait for the broker's delayed acknowledgement, 40 ms."""
+    if isinstance(sock, socket.socket):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _tls_context(address: BrokerAddress) -> ssl.SSLContext:

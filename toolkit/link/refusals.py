@@ -21,7 +21,7 @@ def connect_error(exc: Exception, address: BrokerAddress, *, timeout_s: float) -
     broker = str(address)
     if isinstance(exc, ssl.SSLCertVerificationError):
         return BrokerTlsError(
-            f"The certificate of {broker} can't be trusted: {exc.verify_message}.",
+            f"The certificate of {broker} can't be trusted: {exc.verify_message.rstrip('.')}.",
             hint="Name the authority that signed it (ca_file), and the host as it stands in the certificate.",
             broker=broker,
         )

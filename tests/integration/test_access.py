@@ -1,0 +1,269 @@
+"""Rows T1 to T5 of the promises, judged by delivery on a real Mosquitto that runs what hsee broker init writes."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from tests.mosquitto import find_mosquitto
+from tests.served_broker import ServedBroker
+from toolkit.access import authority
+from toolkit.access.dynamic_security import DynamicSecurity
+from toolkit.access.probe import Probe
+from toolkit.errors import BrokerError, BrokerLoginError, BrokerTlsError, InsecureBrokerError, UsageError
+from toolkit.link.base import BrokerAddress
+from toolkit.link.broker import generate_password
+from toolkit.link.mqtt import MqttLink
+
+pytestmark = [
+    pytest.mark.needs_mosquitto,
+    pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
+]
+
+ACCOUNTS = ("dev1", "dev2", "dev3", "dev1.infer", "coord-r1", "coord-r2", "op-admin")
+DEVICES = ("dev1", "dev2", "dev3")
+CAP_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[ServedBroker]:
+    broker = ServedBroker(
+        tmp_path_factory.mktemp("access") / "broker", [name for name in ACCOUNTS if name != "op-admin"]
+    )
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def control(served) -> Iterator[DynamicSecurity]:
+    with served.probe("op-admin") as probe:
+        yield DynamicSecurity(probe, served.topics)
+
+
+def allowed(served: ServedBroker) -> dict[str, tuple[set[str], set[str]]]:
+    """Written by hand: by topic, who may speak there and who may hear it."""
+    topics = served.topics
+    coordinators = {"coord-r1", "coord-r2"}
+    table: dict[str, tuple[set[str], set[str]]] = {
+        topics.bridge_state: (coordinators, set(ACCOUNTS)),
+        "hsee/v1/home/anything/else": (set(), {"op-admin"}),
+        "hsee/v1/another-fleet/bridge/state": (set(), set()),
+        "homeassistant/light": (set(), set()),
+    }
+    for device in DEVICES:
+        table[topics.device_state(device)] = ({device}, {*coordinators, "op-admin"})
+        table[topics.device_info(device)] = ({device}, {*coordinators, "op-admin"})
+        table[f"{topics.device_info(device)}/below"] = (set(), {"op-admin"})
+        for run in ("r1", "r2"):
+            table[topics.up(run, device)] = ({device}, {f"coord-{run}", "op-admin"})
+            table[topics.down(run, device)] = ({f"coord-{run}"}, {device, "op-admin"})
+    for account in ACCOUNTS:
+        table[topics.check(account)] = ({account}, {account, "op-admin"})
+    return table
+
+
+def settle(probe: Probe, served: ServedBroker) -> None:
+    """Wait for proof that all before is dealt with, on the account's own topic."""
+    own = served.topics.check(probe.address.username)
+    probe.subscribe(own)
+    assert probe.fence(own), f"{probe.address.username} lost its own topic"
+
+
+def test_t1_nobody_speaks_or_hears_beyond_its_grants(served):
+    table = allowed(served)
+    sent: dict[bytes, tuple[str, str]] = {}
+    with ExitStack() as stack:
+        probes = {name: stack.enter_context(served.probe(name)) for name in ACCOUNTS}
+        for probe in probes.values():
+            for topic_filter in (*table, "#", "+/#", "hsee/v1/home/#", "hsee/v1/home/data/+/+/up"):
+                probe.subscribe(topic_filter)
+            settle(probe, served)
+        for name, probe in probes.items():
+            for topic in table:
+                payload = secrets.token_bytes(16)
+                sent[payload] = (name, topic)
+                probe.publish(topic, payload)
+            settle(probe, served)
+        for probe in probes.values():
+            settle(probe, served)
+        delivered = {
+            (*sent[message.payload], listener)
+            for listener, probe in probes.items()
+            for message in probe.received
+            if message.payload in sent
+        }
+    expected = {
+        (speaker, topic, listener)
+        for topic, (speakers, listeners) in table.items()
+        for speaker in speakers
+        for listener in listeners
+    }
+    assert delivered - expected == set(), "delivered and should not be"
+    assert expected - delivered == set(), "should be delivered"
+
+
+def test_t1_only_operators_change_accounts(served):
+    for account in ("dev1", "dev1.infer", "coord-r1"):
+        with served.probe(account) as probe:
+            probe.answer_s = 0.3
+            with pytest.raises(BrokerError, match="does not answer"):
+                DynamicSecurity(probe, served.topics).accounts()
+
+
+def test_t2_nobody_takes_a_client_id_over(served):
+    victim_login = served.folder.login("dev1")
+    thief_login = served.folder.login("dev2")
+    wrong = generate_password()
+    thieves = [
+        (thief_login, True),
+        (replace(thief_login, password=wrong), False),
+        (replace(victim_login, password=wrong), False),
+        (replace(victim_login, username="", password=""), False),
+    ]
+    down = served.topics.down("r1", "dev1")
+    with served.probe("dev1") as victim, served.probe("coord-r1") as coordinator:
+        victim.subscribe(down)
+        settle(victim, served)
+        sent = []
+        for i in range(100):
+            login, may_enter = thieves[i % len(thieves)]
+            try:
+                Probe(login, client_id="dev1").close()
+                assert may_enter, f"{login.username!r} was let in with a wrong password"
+            except BrokerLoginError:
+                assert not may_enter
+            sent.append(secrets.token_bytes(16))
+            coordinator.publish(down, sent[-1])
+        settle(coordinator, served)
+        settle(victim, served)
+        assert victim.n_connections == 1
+        assert [m.payload for m in victim.received if m.topic == down] == sent
+
+
+def test_t3_a_removed_device_is_cut_off_within_two_seconds(served, control):
+    old = generate_password()
+    control.add("dev9", old)
+    login = served.folder.login("dev1").with_login("dev9", old)
+    down = served.topics.down("r1", "dev9")
+    with Probe(login) as probe, served.probe("coord-r1") as coordinator:
+        probe.subscribe(down)
+        settle(probe, served)
+        start_s = time.monotonic()
+        control.remove("dev9")
+        assert probe.wait_until(lambda: not probe.is_connected, 2.0), "still connected after 2 s"
+        assert time.monotonic() - start_s < 2.0
+        assert probe.wait_until(lambda: isinstance(probe.lost, BrokerLoginError), CAP_S)
+        coordinator.publish(down, b"for nobody")
+        settle(coordinator, served)
+        # The device comes back under a new password; what its old connection was subscribed to is dead.
+        control.add("dev9", generate_password())
+        with pytest.raises(BrokerLoginError):
+            Probe(login)
+        assert [m for m in probe.received if m.topic == down] == []
+    control.remove("dev9")
+
+
+def test_accounts_survive_a_restart_of_the_broker(served, control):
+    password = generate_password()
+    control.add("dev8", password)
+    login = served.folder.login("dev1").with_login("dev8", password)
+    served.stop()
+    with pytest.raises(BrokerError):
+        Probe(login)
+    served.start()
+    with Probe(login) as probe:
+        settle(probe, served)
+    state = served.folder.path / "dynamic-security.json"
+    assert state.stat().st_mode & 0o077 == 0, "the broker opened its accounts to others"
+
+
+def test_what_there_is_not_is_named(control):
+    with pytest.raises(UsageError, match="no account 'ghost'"):
+        control.remove("ghost")
+    with pytest.raises(UsageError, match="already"):
+        control.add("dev1", generate_password())
+    with pytest.raises(UsageError, match="join tokens"):
+        control.add("join-1", generate_password())
+
+
+def test_grants_that_somebody_changed_are_found_and_given_again(control):
+    acl = {"acltype": "publishClientSend", "topic": "#", "priority": 0, "allow": True}
+    control._ask("addRoleACL", rolename="dev3", **acl)
+    with pytest.raises(BrokerError, match="others than were asked for"):
+        control.check("dev3")
+    control.grant("dev3")
+    control.check("dev3")
+    default = [{"acltype": "publishClientSend", "allow": True}]
+    control._ask("setDefaultACLAccess", acls=default)
+    with pytest.raises(BrokerError, match="not denied"):
+        control.check("dev3")
+    control._ask("setDefaultACLAccess", acls=[{**default[0], "allow": False}])
+    control.check("dev3")
+
+
+def certificate_of(served: ServedBroker, pair: authority.KeyPair) -> None:
+    (served.folder.path / "server.pem").write_bytes(pair.certificate)
+    (served.folder.path / "server.key").write_bytes(pair.key)
+
+
+@pytest.fixture
+def own(tmp_path) -> Iterator[ServedBroker]:
+    """A broker whose certificate a test replaces before it starts it."""
+    broker = ServedBroker(tmp_path / "broker", ["dev1"])
+    yield broker
+    broker.stop()
+
+
+def authority_of(served: ServedBroker) -> authority.KeyPair:
+    path = served.folder.path
+    return authority.KeyPair((path / "ca.pem").read_bytes(), (path / "ca.key").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("what", "hosts", "days", "said"),
+    [
+        ("rogue", ["localhost"], 10, "self-signed|unable to get local issuer|signature failure"),
+        ("expired", ["localhost"], -1, "expired"),
+        ("wrong name", ["another.local"], 10, "mismatch"),
+    ],
+)
+def test_t4_a_device_refuses_a_false_broker(own, what, hosts, days, said):
+    # A rogue authority of the same name as ours: only its key tells.
+    issuer = authority.make_authority("home") if what == "rogue" else authority_of(own)
+    certificate_of(own, authority.issue_server(issuer, hosts, days=days))
+    own.start()
+    with pytest.raises(BrokerTlsError, match=said):
+        own.probe("dev1")
+    # It was the certificate, not the test: the right one is taken, by the same broker.
+    own.stop()
+    own.folder.issue_certificate()
+    own.start()
+    own.probe("dev1").close()
+
+
+def test_t5_the_broker_takes_no_plain_connection(served):
+    login = served.folder.login("dev1")
+    with pytest.raises(BrokerError):
+        Probe(replace(login, tls=False, ca_file=None))
+
+
+def test_t5_nothing_goes_off_loopback_insecure_by_accident(served):
+    plain = BrokerAddress(host="192.0.2.1", port=1883, username="dev1", password=generate_password())
+    no_login = replace(served.folder.login("dev1"), host="192.0.2.1", username="", password="")
+    for address in (plain, no_login):
+        with pytest.raises(InsecureBrokerError, match="without"):
+            MqttLink(address, "dev1", max_packet_bytes=1000)
+
+
+def test_a_message_longer_than_any_of_ours_is_refused(served):
+    with Probe(served.folder.login("dev1"), max_packet_bytes=1_000_000) as probe:
+        own_topic = served.topics.check("dev1")
+        probe.subscribe(own_topic)
+        assert probe.echo(own_topic, bytes(500_000)) is None
+        assert not probe.is_connected

@@ -1,0 +1,92 @@
+"""Accounts, one a process, and what each may say and hear: pure, and the same for every broker.
+
+An account's name says what it is: ``<device>``, ``<device>.infer``, ``coord-<run>``, ``op-<name>``. Its client id is
+its name, so that two processes of one account evict each other and nobody else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.errors import UsageError
+from toolkit.wire.topics import Topics, check_name
+
+AccountKind = Literal["device", "infer", "coordinator", "operator"]
+
+COORDINATOR_PREFIX = "coord-"
+OPERATOR_PREFIX = "op-"
+INFER_SUFFIX = ".infer"
+_RESERVED_PREFIX = "join-"
+
+CONTROL = "$CONTROL/dynamic-security/v1"
+CONTROL_ANSWERS = f"{CONTROL}/response"
+BROKER_STATISTICS = "$SYS/#"
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """Topic filters that an account may publish to, and that it may subscribe to and receive; all else is denied."""
+
+    publish: tuple[str, ...]
+    receive: tuple[str, ...]
+
+
+def kind_of(account: str) -> AccountKind:
+    """Read what an account is out of its name.
+
+    Raises: UsageError: it can't be an account's name.
+    """
+    check_name(account, what="The account")
+    if account.startswith(_RESERVED_PREFIX):
+        raise UsageError(
+            f"The account {account!r} begins with {_RESERVED_PREFIX!r}, which is kept for join tokens.",
+            hint="Choose another device id.",
+        )
+    for prefix, kind in ((COORDINATOR_PREFIX, "coordinator"), (OPERATOR_PREFIX, "operator")):
+        if account.startswith(prefix):
+            check_name(account.removeprefix(prefix), what=f"What follows {prefix!r} in the account")
+            return "coordinator" if kind == "coordinator" else "operator"
+    if account.endswith(INFER_SUFFIX):
+        return "infer"
+    return "device"
+
+
+def grants_of(account: str, topics: Topics) -> Grants:
+    """Say what an account may do in a fleet.
+
+    Args:
+        account: its name.
+        topics: of the fleet.
+    Raises: UsageError: it can't be an account's name.
+    """
+    own = topics.check(account)
+    match kind_of(account):
+        case "device":
+            return Grants(
+                publish=(
+                    topics.device_state(account),
+                    topics.device_info(account),
+                    topics.up("+", account),
+                    own,
+                ),
+                receive=(topics.bridge_state, topics.down("+", account), own),
+            )
+        case "infer":
+            return Grants(publish=(own,), receive=(topics.bridge_state, own))
+        case "coordinator":
+            run = account.removeprefix(COORDINATOR_PREFIX)
+            return Grants(
+                publish=(topics.bridge_state, topics.down(run, "+"), own),
+                receive=(
+                    topics.bridge_state,
+                    topics.all_up(run),
+                    topics.all_device_states,
+                    topics.device_info("+"),
+                    own,
+                ),
+            )
+        case "operator":
+            return Grants(
+                publish=(CONTROL, own), receive=(CONTROL_ANSWERS, BROKER_STATISTICS, topics.everything)
+            )

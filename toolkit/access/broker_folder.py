@@ -1,0 +1,257 @@
+"""The folder that ``hsee broker init`` writes: Mosquitto's files, the authority, and a folder an account to carry away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from toolkit.access import authority, mosquitto_setup
+from toolkit.access.accounts import COORDINATOR_PREFIX, INFER_SUFFIX, kind_of
+from toolkit.access.dynamic_security import DynamicSecurity, initial_state
+from toolkit.access.probe import Probe
+from toolkit.errors import UsageError, writing
+from toolkit.link.base import TLS_PORT, BrokerAddress, parse_broker
+from toolkit.link.broker import generate_password
+from toolkit.wire.topics import Topics, check_name
+
+RECORD = "broker.json"
+OPERATOR = "op-admin"
+_PRIVATE = 0o600
+_PRIVATE_FOLDER = 0o700
+
+
+class BrokerRecord(msgspec.Struct, frozen=True):
+    """What a broker was set up as; no secret.
+
+    Attributes:
+        fleet: that it serves.
+        hosts: names and addresses in its certificate; boards reach it by the first.
+        port: of its listener.
+    """
+
+    fleet: str
+    hosts: tuple[str, ...]
+    port: int
+
+    @property
+    def address(self) -> str:
+        """As a setting takes it."""
+        host = f"[{self.hosts[0]}]" if ":" in self.hosts[0] else self.hosts[0]
+        return f"mqtts://{host}" if self.port == TLS_PORT else f"mqtts://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerFolder:
+    """A folder that ``create`` wrote.
+
+    Attributes:
+        path: absolute.
+        record: what it was set up as.
+    """
+
+    path: Path
+    record: BrokerRecord
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        fleet: str,
+        hosts: Sequence[str],
+        accounts: Sequence[str],
+        port: int = TLS_PORT,
+        bind: str = "",
+        plugin: Path | None = None,
+    ) -> BrokerFolder:
+        """Write everything a broker needs, readable by this user only.
+
+        Args:
+            path: new, or empty.
+            fleet: that it serves.
+            hosts: names and addresses that boards will reach it by, the usual one first; this machine's own names for
+                itself are added.
+            accounts: to begin with, beside the operator's.
+            port: of its listener.
+            bind: the address it listens at; empty for all of this machine's.
+            plugin: the dynamic-security plugin; by default where packages put it.
+
+        Raises:
+            UsageError: the folder is not empty, or a name is none.
+            MachineError: the plugin is not here, or the folder can't be written.
+        """
+        topics = Topics(check_name(fleet, what="The fleet's name"))
+        for host in hosts:
+            parse_broker(f"[{host}]" if ":" in host else host)
+        for account in accounts:
+            kind_of(account)
+        found = plugin or mosquitto_setup.require_plugin()
+        names = tuple(dict.fromkeys((*hosts, "localhost", mosquitto_setup.LOOPBACK)))
+        folder = cls(path.resolve(), BrokerRecord(fleet, names, port))
+        if any(sign in str(folder.path) for sign in " \t\n"):
+            raise UsageError(
+                f"{folder.path} holds a space, which systemd and Mosquitto would cut.",
+                hint="Choose another folder.",
+            )
+        passwords = {name: generate_password() for name in dict.fromkeys((OPERATOR, *accounts))}
+        with writing(folder.path):
+            folder._make_empty()
+            ca = authority.make_authority(fleet)
+            folder._write("ca.pem", ca.certificate)
+            folder._write("ca.key", ca.key)
+            folder.issue_certificate()
+            folder._write("dynamic-security.json", msgspec.json.encode(initial_state(passwords, topics)))
+            text = mosquitto_setup.configuration(folder.path, port=port, bind=bind, plugin=found)
+            folder._write("mosquitto.conf", text.encode())
+            folder._write("hsee-broker.service", mosquitto_setup.unit(folder.path, fleet=fleet).encode())
+            for account, password in passwords.items():
+                folder.write_account(account, password)
+            # Last: a folder without it was never finished.
+            folder._write(RECORD, msgspec.json.format(msgspec.json.encode(folder.record)))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> BrokerFolder:
+        """Read a folder that was written before.
+
+        Raises: UsageError: it is none.
+        """
+        try:
+            record = msgspec.json.decode((path / RECORD).read_bytes(), type=BrokerRecord)
+        except FileNotFoundError as exc:
+            raise UsageError(
+                f"{path} is no broker's folder: it holds no {RECORD}.",
+                hint=f"Make one: hsee broker init {path} --host NAME",
+            ) from exc
+        except (OSError, msgspec.DecodeError) as exc:
+            raise UsageError(
+                f"{path / RECORD} can't be read: {exc}.", hint="Is it yours? Restore it from a copy."
+            ) from exc
+        return cls(path.resolve(), record)
+
+    @property
+    def topics(self) -> Topics:
+        """Of its fleet."""
+        return Topics(self.record.fleet)
+
+    def account_folder(self, account: str) -> Path:
+        """Where an account's files are: its password, the authority's certificate, its settings."""
+        return self.path / "accounts" / account
+
+    def login(self, account: str, address: BrokerAddress | None = None) -> BrokerAddress:
+        """Give an account's way in.
+
+        Args:
+            account: whose password is in this folder.
+            address: where the broker is, if not where boards find it.
+        Raises: UsageError: its password is not here.
+        """
+        try:
+            password = (self.account_folder(account) / "password").read_text().strip()
+        except OSError as exc:
+            raise UsageError(
+                f"The password of {account!r} is not in {self.path}: {exc.strerror}.",
+                hint="Use the folder that hsee broker init wrote, or name another --account.",
+            ) from exc
+        where = address or parse_broker(self.record.address, ca_file=self.path / "ca.pem")
+        return where.with_login(account, password)
+
+    def issue_certificate(self) -> None:
+        """Sign a new certificate for the broker, which takes it at its next start.
+
+        Raises: UsageError: the authority's key is not here or can't be read.
+        """
+        try:
+            ca = authority.KeyPair((self.path / "ca.pem").read_bytes(), (self.path / "ca.key").read_bytes())
+        except OSError as exc:
+            raise UsageError(
+                f"The authority's key is not in {self.path}: {exc.strerror}.",
+                hint="Restore ca.key from a copy; without it every board needs a new ca.pem.",
+            ) from exc
+        pair = authority.issue_server(ca, self.record.hosts)
+        self._write("server.pem", pair.certificate)
+        self._write("server.key", pair.key)
+
+    def write_account(self, account: str, password: str) -> None:
+        """Write what a process needs to log in: a folder to copy to its machine and to start it in."""
+        place = f"accounts/{account}"
+        with writing(self.path):
+            self._write(f"{place}/password", f"{password}\n".encode())
+            self._write(f"{place}/ca.pem", (self.path / "ca.pem").read_bytes())
+            self._write(f"{place}/hsee.toml", self._settings(account).encode())
+
+    def remove_account(self, account: str) -> None:
+        """Delete an account's files, if they are here."""
+        shutil.rmtree(self.account_folder(account), ignore_errors=True)
+
+    def verify(self, program: str) -> list[str]:
+        """Start the broker on loopback for a moment and read back what it holds.
+
+        Args:
+            program: Mosquitto.
+        Returns: its accounts.
+        Raises: BrokerError: it does not start, or holds something else than was written.
+        """
+        with (
+            mosquitto_setup.trial(self.path, program=program) as address,
+            Probe(self.login(OPERATOR, address)) as probe,
+        ):
+            control = DynamicSecurity(probe, self.topics)
+            accounts = control.accounts()
+            for account in accounts:
+                control.check(account)
+            return accounts
+
+    def _settings(self, account: str) -> str:
+        quoted = [msgspec.json.encode(text).decode() for text in (self.record.fleet, self.record.address)]
+        lines = [
+            f"# Settings of {account}, read by hsee where it is started in this folder. They hold no secret.",
+            "[fleet]",
+            f"name = {quoted[0]}",
+            "",
+            "[broker]",
+            f"address = {quoted[1]}",
+            f'username = "{account}"',
+            'password_file = "password"',
+            'ca_file = "ca.pem"',
+        ]
+        if kind_of(account) in ("device", "infer"):
+            lines += ["", "[device]", f'id = "{account.removesuffix(INFER_SUFFIX)}"']
+        return "\n".join(lines) + "\n"
+
+    def _make_empty(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
+        if any(self.path.iterdir()):
+            raise UsageError(
+                f"{self.path} is not empty; it may hold an authority that boards trust.",
+                hint="Choose a new folder, or add accounts to that broker: hsee broker user add",
+            )
+        self.path.chmod(_PRIVATE_FOLDER)
+        (self.path / "accounts").mkdir(mode=_PRIVATE_FOLDER)
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
+        draft = path.with_name(f".{path.name}.draft")
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE), "wb") as file:
+            file.write(content)
+        draft.replace(path)
+
+
+def start_line(account: str) -> str:
+    """Write the command that a copied account folder is started with; it holds no secret."""
+    match kind_of(account):
+        case "device":
+            return "hsee agent start --data folder:PICTURES"
+        case "infer":
+            return "hsee infer BUNDLE SAMPLES"
+        case "coordinator":
+            return f"hsee coordinator start --run {account.removeprefix(COORDINATOR_PREFIX)}"
+        case "operator":
+            return "hsee broker check"
