@@ -7,11 +7,14 @@ Only the command line catches ``HseeError``; ``HSEE_DEBUG=1`` brings the traceba
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -274,8 +277,32 @@ def require(module: str, *, part: str, purpose: str) -> None:
         )
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translate what the system says when it won't let something be written below ``path``.
+
+    Raises: MachineError: the disk is full, or the place can't be written to; facts: path, errno.
+    """
+    try:
+        yield
+    except HseeError:  # some are an OSError too
+        raise
+    except OSError as exc:
+        hint = (
+            "Free some space on that disk. What was saved before is whole."
+            if exc.errno in _FULL
+            else "Check the path and who may write there, or choose another folder with --home."
+        )
+        raise MachineError(
+            f"{path} can't be written: {exc.strerror or exc}.", hint=hint, path=str(path), errno=exc.errno
+        ) from exc
+
+
 def report_error(error: HseeError, *, as_json: bool) -> int:
-    """Answer a command's user: on stderr in words, or on stdout as JSON; a traceback only under HSEE_DEBUG=1.
+    """Answer a command's user: on stderr in words, or on stdout as a line of JSON; a traceback only under HSEE_DEBUG=1.
 
     Returns: the error's exit status.
     """
@@ -283,7 +310,7 @@ def report_error(error: HseeError, *, as_json: bool) -> int:
         traceback.print_exception(error)
     if as_json:
         told = {"code": error.code, "message": error.message, "hint": error.hint}
-        sys.stdout.write(json.dumps({"success": False, "error": told}, indent=2) + "\n")
+        sys.stdout.write(json.dumps({"success": False, "error": told}) + "\n")
     else:
         plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
         error_word, fix_word = (

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 import toolkit
-from toolkit.cli import config_commands, coordinator_commands, demo, export_commands, profile_commands
+from toolkit.cli import (
+    broker_commands,
+    calibrate_commands,
+    config_commands,
+    coordinator_commands,
+    demo,
+    export_commands,
+    model_commands,
+    profile_commands,
+    simulate_commands,
+)
 
 app = typer.Typer(
     name="hsee",
@@ -56,9 +66,13 @@ def start(context: typer.Context) -> None:
 
 app.command()(demo.demo)
 app.command()(export_commands.export)
+app.command()(calibrate_commands.calibrate)
 app.command()(profile_commands.profile)
 app.command()(profile_commands.plan)
+app.command()(simulate_commands.simulate)
 app.add_typer(agent, name="agent")
 app.add_typer(coordinator_commands.app, name="coordinator")
 app.add_typer(coordinator_commands.run_app, name="run")
 app.add_typer(config_commands.app, name="config")
+app.add_typer(model_commands.app, name="model")
+app.add_typer(broker_commands.app, name="broker")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,7 +43,7 @@ class Children:
                 stderr=stream and subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which stops all in order
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - it only makes one system call
+                preexec_fn=partial(_die_with_parent, os.getpid()),  # noqa: PLW1509 - it only makes one system call
             )
         finally:
             if stream is not None:
@@ -61,7 +62,7 @@ class Children:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - it only makes one system call
+            preexec_fn=partial(_die_with_parent, os.getpid()),  # noqa: PLW1509 - it only makes one system call
         )
         self._running.append(child)
         out, err = child.communicate()
@@ -93,6 +94,8 @@ class Children:
         self.stop()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Even where the parent is killed and can't stop anything."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before it could be watched
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from coordinator.run_folder import RunFolder
     from toolkit.cli.run_display import RunDisplay
     from toolkit.config import Settings
+    from toolkit.link.base import BrokerAddress
 
 POLL_S = 0.02
+MIN_CLASSES = 2
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")]
 app = typer.Typer(no_args_is_help=True, help="The part that trains the rest of the network.")
 run_app = typer.Typer(no_args_is_help=True, help="Runs and their folders.")
@@ -39,7 +42,7 @@ def start(  # noqa: PLR0913 - a command's options
     devices: Annotated[int | None, typer.Option(min=1, help="Devices to wait for.")] = None,
     wait: Annotated[float | None, typer.Option(metavar="SECONDS", help="How long to wait for them.")] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="How the server learns: sequential or averaging.")
+        str | None, typer.Option(help="How the server learns: sequential, averaging, consolidated.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
     model: Annotated[
@@ -52,6 +55,9 @@ def start(  # noqa: PLR0913 - a command's options
     seed: Annotated[int | None, typer.Option(min=0, help="All randomness comes from it.")] = None,
     codec: Annotated[
         str | None, typer.Option(help="How activations travel: float32, float16, int8, each +zstd.")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keep the cuts of this plan.toml, from hsee plan.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: auto, cpu or cuda.")] = None,
     home: Annotated[str | None, typer.Option(help="Folder of the run folders.")] = None,
@@ -76,6 +82,7 @@ def start(  # noqa: PLR0913 - a command's options
 
     Example: hsee coordinator start --broker 127.0.0.1:1883 --devices 3 --rounds 20
     """
+    from coordinator.wishes import wishes_of
     from toolkit.config import load_config
 
     flags = {
@@ -94,12 +101,14 @@ def start(  # noqa: PLR0913 - a command's options
         "run.classes": [name.strip() for name in classes.split(",")] if classes else None,
         "run.seed": seed,
         "run.codec": codec,
+        "run.plan": plan,
         "run.compute": device,
     }
     config = load_config(flags, overrides=settings or [])
+    wishes_of(config.run, ())  # a plan or a model's profile that can't be read is told before anybody joins
     name = check_name(run or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S"), what="The run's name")
     folder = Path(config.fleet.home) / name
-    if (folder / "run.json").exists():
+    if any((folder / "checkpoints").glob("[0-9]*")):
         raise RunError(
             f"There is a run in {folder} already.",
             hint=f"Go on with it: hsee run resume {folder}  Or choose another --run.",
@@ -135,36 +144,48 @@ def _run(settings: Settings, path: Path, run: str, *, json: bool) -> None:
     from coordinator.run_folder import RunFolder
     from coordinator.strategy.catalogue import make_strategy
     from toolkit.cli.run_display import make_display
+    from toolkit.link.connect import broker_of
     from toolkit.nn.zoo import check_model
 
-    make_strategy(settings.run.strategy)  # before anything is written: unknown names are the user's
+    make_strategy(
+        settings.run.strategy, settings.run.strategy_options
+    )  # before anything is written: unknown names are the user's
     check_model(settings.run.model, settings.run.model_options)
+    _check_classes(settings.run.classes)
+    address = broker_of(settings, default_username=f"coord-{run}")
+    address.require_secure()
     folder = RunFolder(path, run)
     try:
         with make_display(as_json=json, strategy=settings.run.strategy) as display:
-            _serve(settings, folder, display)
+            _serve(settings, address, folder, display)
     finally:
         folder.close()
 
 
-def _serve(settings: Settings, folder: RunFolder, display: RunDisplay) -> None:
+def _check_classes(names: Sequence[str]) -> None:
+    if names and (len(names) < MIN_CLASSES or len(set(names)) < len(names) or not all(names)):
+        raise UsageError(
+            f"{', '.join(map(repr, names))} is not a list of classes.",
+            hint=f"Name at least {MIN_CLASSES}, each once: --classes ant,bee,cat",
+        )
+
+
+def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, display: RunDisplay) -> None:
     import time
 
     import torch
 
     from coordinator.server import Coordinator
     from toolkit.config import settings_text
-    from toolkit.link.connect import broker_of, make_link
+    from toolkit.link.connect import make_link
     from toolkit.nn.compute import choose_compute
     from toolkit.wire.words import BridgeWord, encode_word
 
     torch.set_num_threads(settings.run.threads)
     topics = Topics(check_name(settings.fleet.name, what="The fleet's name"))
     run = folder.record.run
-    client_id = f"coord-{run}"
-    address = broker_of(settings, default_username=client_id)
     will = (topics.bridge_state, encode_word(BridgeWord("offline", run, folder.record.term + 1)))
-    link = make_link(address, client_id=address.username or client_id, will=will)
+    link = make_link(address, client_id=address.username or f"coord-{run}", will=will)
     folder.write_text("config.toml", settings_text(settings))
     folder.write_environment()
     coordinator = Coordinator(

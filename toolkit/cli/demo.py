@@ -16,13 +16,14 @@ import msgspec
 import typer
 
 from toolkit.cli.output import emit_json, table
-from toolkit.errors import RunError, require
+from toolkit.errors import RunError, require, writing
 
 if TYPE_CHECKING:
     from toolkit.cli.children import Children
 
 MODEL, INPUT, CLASSES = "resnet_small", "1x8x8", "10"
 PARTITION = "dirichlet:0.5"
+AGENT_ENDS_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,14 @@ def demo(
 
     Example: hsee demo --strategy averaging
     """
-    _check(strategy, own_broker=not broker)
+    _check(strategy, broker)
     from toolkit.cli.children import Children
 
     started = time.monotonic()
     run = datetime.now(UTC).strftime("demo-%Y%m%d-%H%M%S")
     folder = home / run
-    folder.mkdir(parents=True)
+    with writing(folder):
+        folder.mkdir(parents=True)
     tell = Teller(quiet=json)
     try:
         with Children() as children:
@@ -227,7 +229,14 @@ class Scene:
         if coordinator.returncode:
             raise self._fallen("coordinator", self._folder / "coordinator.log")
         for board, agent in agents.items():
-            if agent.wait(timeout=30):
+            try:
+                status = agent.wait(AGENT_ENDS_S)
+            except subprocess.TimeoutExpired as exc:
+                raise RunError(
+                    f"{board.name} did not end with the run.",
+                    hint=f"Its log is {self._device(board) / 'agent.log'}",
+                ) from exc
+            if status:
                 raise self._fallen(board.name, self._device(board) / "agent.log")
 
     def _fallen(self, who: str, log: Path) -> RunError:
@@ -246,7 +255,7 @@ class Scene:
             board=board.name,
             cut=bundle["cut"],
             n_samples=summary["n_samples"],
-            trained=bundle["torch_accuracy"],
+            trained=bundle["segments"][0]["torch_accuracy"],
             offline=summary["accuracy"],
             sure=summary["n_sure"] / summary["n_samples"],
             sure_accuracy=summary["accuracy_of_sure"],
@@ -254,11 +263,15 @@ class Scene:
         )
 
 
-def _check(strategy: str, *, own_broker: bool) -> None:
+def _check(strategy: str, broker: str) -> None:
     """Find out what is missing before anything is started."""
     for module, part in (("torch", "all"), ("paho", "all"), ("onnx", "all"), ("onnxscript", "all")):
         require(module, part=part, purpose="The demo")
-    if own_broker:
+    if broker:
+        from toolkit.link.base import parse_broker
+
+        parse_broker(broker).require_secure()
+    else:
         require("amqtt", part="all", purpose="The demo's own broker")
     from coordinator.strategy.catalogue import make_strategy
 

@@ -76,8 +76,8 @@ class PlainDisplay:
                 self._line(f"waiting: {len(ready)} of {expected} devices{joined}, {left_s:.0f} s left")
             case PlanMade(plan=plan):
                 self._line(f"classes: {', '.join(plan.classes)}")
-                for device in plan.choice.devices:
-                    self._line(f"{device.device} ({device.known}): cut after {device.cut}: {device.reason}")
+                for device, cut in plan.cuts.items():
+                    self._line(f"{device}: cut after {cut}: {plan.reasons[device]}")
             case RoundClosed(report=report, cuts=_, rounds=rounds):
                 cells = "; ".join(
                     f"{d.device} exit {percent(d.exit_accuracy)} server {percent(d.server_accuracy)}"
@@ -103,9 +103,7 @@ class JsonDisplay:
         """See :class:`RunDisplay`."""
         match event:
             case PlanMade(plan=plan):
-                facts: Mapping[str, Any] = {"classes": plan.classes, "cuts": plan.choice.cuts}
-                reasons = {device.device: device.reason for device in plan.choice.devices}
-                self._line("plan", {**facts, "reasons": reasons})
+                self._line("plan", {"classes": plan.classes, "cuts": plan.cuts, "reasons": plan.reasons})
             case RoundClosed(report=report, cuts=cuts, rounds=rounds):
                 self._line("round", {**msgspec.to_builtins(report), "rounds": rounds, "cuts": dict(cuts)})
             case _:

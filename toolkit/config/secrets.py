@@ -28,9 +28,22 @@ def read_password(settings: Settings, env: Mapping[str, str] | None = None) -> s
         return environment[PASSWORD_VARIABLE]
     if not settings.broker.password_file:
         return None
-    path = Path(settings.broker.password_file).expanduser()
+    return read_password_file(
+        Path(settings.broker.password_file), str(settings.origin("broker.password_file"))
+    )
+
+
+def read_password_file(file: Path, origin: str) -> str:
+    """Read a password from a private file.
+
+    Args:
+        file: holds it in one line.
+        origin: what named the file, for errors.
+    Raises: ConfigError: the file can't be read, is empty, or others than its owner may read it.
+    """
+    path = file.expanduser()
     facts = {"key": "broker.password_file", "file": str(path)}
-    where = f"{settings.origin('broker.password_file')}: the password file {path}"
+    where = f"{origin}: the password file {path}"
     try:
         with path.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode

@@ -51,8 +51,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         dict[str, Scalar], Meta(description="options of the network, such as width")
     ] = {}
     strategy: Annotated[
-        str, Meta(min_length=1, max_length=256, description="how the server learns: sequential or averaging")
+        str,
+        Meta(
+            min_length=1,
+            max_length=256,
+            description="how the server learns: sequential, averaging, consolidated or python:MODULE:CLASS",
+        ),
     ] = "sequential"
+    strategy_options: Annotated[
+        dict[str, Scalar], Meta(description="options of the strategy, such as momentum of averaging")
+    ] = {}
     rounds: Annotated[int, Meta(ge=1, le=2**31, description="rounds to train")] = 10
     devices: Annotated[int, Meta(ge=1, le=100_000, description="devices to wait for")] = 1
     wait_s: Annotated[float, Meta(gt=0, description="seconds to wait for them; then the run gives up")] = (
@@ -84,6 +92,21 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     classes: Annotated[
         list[str], Meta(description="ordered class list; empty for the union of what the devices have")
     ] = []
+    objective: Annotated[
+        Literal["makespan", "device-time", "bytes"],
+        Meta(description="what the plan makes small: a round, the devices' computing, or what they send"),
+    ] = "makespan"
+    slack: Annotated[
+        float, Meta(ge=0, le=100, description="how much more of it may be spent on deeper exits; 0.05 is 5 %")
+    ] = 0.05
+    min_exit_accuracy: Annotated[
+        float, Meta(ge=0, le=1, description="least accuracy of an exit in the model's profile; 0 for none")
+    ] = 0.0
+    model_profile: Annotated[
+        str,
+        Meta(examples=["resnet_small-digits"], description="accuracy of the model's exits by cut: name or file"),
+    ] = ""
+    plan: Annotated[str, Meta(description="plan.toml of hsee plan, whose cuts are kept")] = ""
     compute: Annotated[Compute, Meta(description="where the server computes")] = "auto"
 
 
@@ -121,6 +144,12 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     data_seed: Annotated[int, _SEED, Meta(description="of the division; the same on every board")] = 0
     held_out: Annotated[float, Meta(gt=0, lt=1, description="share of the data kept out of training")] = 0.2
     compute: Annotated[Compute, Meta(description="where this board computes")] = "auto"
+    models: Annotated[
+        list[str],
+        Meta(
+            description="models of your own that this board builds when a coordinator names them: python:MODULE:FUNCTION"
+        ),
+    ] = []
     emulate: Annotated[
         str,
         Meta(
