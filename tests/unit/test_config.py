@@ -90,7 +90,7 @@ def test_a_flag_may_be_a_path_and_a_table_a_variable(load):
         ("[run]\nwait_s = inf\n", ["hsee.toml:2", "run.wait_s is inf"]),
         (
             "[run]\ncodec = 'int9'\n",
-            ["hsee.toml:2", "one of 'float16', 'float32', 'int8'", "Did you mean 'int8'?"],
+            ["hsee.toml:2", "one of 'float16', 'float16+zstd', 'float32'", "Did you mean 'int8'?"],
         ),
         ("[run]\nclasses = [1]\n", ["hsee.toml:2", "a list of texts"]),
         ("run.rounds = 'x'\n", ["hsee.toml:1", "run.rounds"]),
