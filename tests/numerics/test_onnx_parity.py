@@ -13,11 +13,16 @@ import torch
 from toolkit.bundle.folder import open_bundle
 from toolkit.errors import BundleError, CheckpointError, DataNotFoundError
 from toolkit.export import pieces as export
-from toolkit.export.onnx import export_held
+from toolkit.export import quantize
+from toolkit.export.kept_samples import read_kept, sample_ids
+from toolkit.export.onnx import ServerWeights, export_held
 from toolkit.export.parity import check_parity
+from toolkit.export.pieces import ExportOptions
+from toolkit.nn.cut import take_suffix
 from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord
 from toolkit.nn.steps import build_device_model, device_step
 from toolkit.nn.weights import save_tensors
+from toolkit.nn.zoo import build_network
 from toolkit.runtime import load
 from toolkit.runtime.preprocess import normalise
 from toolkit.runtime.samples import Samples
@@ -214,6 +219,90 @@ def test_folders_that_hold_no_whole_segment(exported, tmp_path):
     with pytest.raises(CheckpointError, match="not of the model"):
         export_held(broken, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+# the coordinator's layers, int8, archive
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Another network's layers after every cut: the coordinator's, as a checkpoint names them."""
+    spec = ModelSpec(name="mlp", input_shape=[6], n_classes=3, options={"width": 16})
+    network = build_network(spec, seed=11).eval()
+    suffix = take_suffix(network, "hidden1")
+    return spec, network, ServerWeights(suffix.state_dict(), "the coordinator's layers of round 2")
+
+
+def through(network, cut, h):
+    with torch.no_grad():
+        return take_suffix(network, cut)(torch.from_numpy(h)).numpy()
+
+
+def test_the_final_routes_answers_are_kept_to_calibrate_against(server, tmp_path):
+    spec, network, weights = server
+    x, y, h, logits = held_folder(tmp_path / "held", model=spec, cut="hidden2")
+    report = export_held(tmp_path / "held", tmp_path / "bundle", server=weights)
+    kept = read_kept(open_bundle(tmp_path / "bundle"))
+    expected = through(network, "hidden2", h)
+    np.testing.assert_allclose(kept.reference, expected, atol=1e-5)
+    np.testing.assert_allclose(kept.exits[0], logits, atol=1e-4)
+    np.testing.assert_array_equal(kept.labels, y)
+    np.testing.assert_array_equal(kept.ids, sample_ids(x))
+    assert kept.reference_origin.endswith("through the coordinator's layers of round 2")
+    assert report.reference_accuracy == (expected.argmax(1) == y).mean()
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert manifest.segments[0].n_macs == 6 * 16 + 16 * 16 + 16 * 3
+    assert manifest.n_macs_beyond == 2 * 16 * 16 + 16 * 3
+
+
+def test_a_full_bundle_is_the_device_and_then_the_coordinator(server, tmp_path):
+    spec, network, weights = server
+    x, _, h, logits = held_folder(tmp_path / "held", model=spec, cut="hidden2")
+    options = ExportOptions(archive=True)
+    report = export_held(tmp_path / "held", tmp_path / "bundle", server=weights, full=True, options=options)
+    assert [s.exit for s in report.segments] == ["hidden2", "final"]
+    assert [s.stages for s in report.segments] == [("hidden1", "hidden2"), ("hidden3", "hidden4")]
+    assert max(s.parity.max_difference for s in report.segments) <= 1e-4
+    to_the_end = load(report.archive, threshold=1e-9)(x)
+    assert {a.exit for a in to_the_end} == {"final"}
+    np.testing.assert_array_equal(to_the_end.index, through(network, "hidden2", h).argmax(1))
+    at_once = load(tmp_path / "bundle", threshold=1.0)(x)
+    assert {a.exit for a in at_once} == {"hidden2"}
+    np.testing.assert_array_equal(at_once.index, logits.argmax(1))
+    assert open_bundle(report.archive).digest == open_bundle(tmp_path / "bundle").digest
+    with pytest.raises(CheckpointError, match="needs the coordinator's layers"):
+        export_held(tmp_path / "held", tmp_path / "other", full=True)
+
+
+def test_another_networks_layers_are_refused(server, tmp_path):
+    spec, _, weights = server
+    held_folder(tmp_path / "held", model=spec, cut="hidden1", n_held=20)
+    wrong = {name: tensor for name, tensor in weights.tensors.items() if "hidden3" not in name}
+    with pytest.raises(CheckpointError, match="not those of mlp after hidden1"):
+        export_held(tmp_path / "held", tmp_path / "bundle", server=ServerWeights(wrong, "somewhere"))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_int8_stands_beside_float32_and_what_runs_is_what_is_measured(exported, tmp_path, monkeypatch):
+    root, _, x, y, _ = exported
+    # This model is so small that float32 is faster; which is chosen is the matter of test_quantize.py.
+    monkeypatch.setattr(quantize, "choose", lambda **_: ("int8", "because a test says so"))
+    options = ExportOptions(int8=True)
+    [segment] = export_held(root / "held", tmp_path / "bundle", options=options).segments
+    bundle = open_bundle(tmp_path / "bundle")
+    [record] = bundle.manifest.segments
+    assert (record.default, record.default_reason) == ("int8", "because a test says so")
+    assert [v.name for v in record.variants] == ["float32", "int8"]
+    for variant in record.variants:
+        answers = load(tmp_path / "bundle", variant=variant.name)(x)
+        assert (answers.index == y).mean() == pytest.approx(variant.accuracy)
+    assert segment.int8.n_bytes == bundle.manifest.files[record.file_of("int8")].n_bytes
+    by_default = load(tmp_path / "bundle")(x)
+    assert segment.accuracy == record.variants[1].accuracy == pytest.approx((by_default.index == y).mean())
+    assert record.exit.measured.n_sure == np.count_nonzero(~by_default.unsure)
+    np.testing.assert_array_equal(read_kept(bundle).exits[0].argmax(1), by_default.index)
+    proto = onnx.load(tmp_path / "bundle" / record.file_of("int8"))
+    assert {"hsee.exit", "names"} <= {p.key for p in proto.metadata_props}
 
 
 # the check itself
