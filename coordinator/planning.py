@@ -100,6 +100,7 @@ class ProfilePlanner:
                     name=device,
                     profile=_for_classes(parse_profile(hello.profile, where=device), model.n_classes),
                     n_batches=lists[device][0],
+                    n_held_out_batches=-(-hello.data.n_eval // settings.batch_size),
                     codec=codec,
                 )
                 for device, hello in hellos.items()

@@ -65,8 +65,8 @@ def test_running_variances_are_averaged_or_those_of_the_pooled_samples():
         ({"bn.running_mean": [4.0], "bn.running_var": [3.0]}, 3),
     )
     assert mean_of(*copies)["bn.running_var"].tolist() == [2.5]
-    # (1 * (1 + 0) + 3 * (3 + 16)) / 4 - 3^2
-    assert mean_of(*copies, bn="pooled")["bn.running_var"].tolist() == [5.5]
+    expected = (1 * (1 + 0**2) + 3 * (3 + 4**2)) / 4 - 3**2
+    assert mean_of(*copies, bn="pooled")["bn.running_var"].tolist() == [expected]
     assert mean_of(*copies, bn="pooled")["bn.running_mean"].tolist() == [3.0]
 
 

@@ -6,12 +6,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from coordinator.ledger import Applied, Void
+from coordinator.rounds import Delivery, RoundLoop
 from coordinator.strategy.averaging import Averaging
 from coordinator.strategy.base import DeviceProgress, PooledBatch, PoolView, RoundView, Strategy
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.strategy.consolidated import MIN_SUB_BATCH, Consolidated
 from coordinator.strategy.sequential import Sequential
 from toolkit.errors import StrategyError
+from toolkit.wire.payloads import Batch
 
 
 def progress(device, *, owed=4, applied=0, ready=0, copy=False, samples=0):
@@ -65,8 +68,7 @@ def test_averaging_weighs_who_trained():
 
 def pool(**n_samples):
     batches = []
-    for device, sizes in n_samples.items():
-        cut, sizes = sizes
+    for device, (cut, sizes) in n_samples.items():
         batches += [PooledBatch(device, seq, cut, n) for seq, n in enumerate(sizes, start=1)]
     return PoolView(3, 0, 32, tuple(batches))
 
@@ -153,3 +155,116 @@ def test_a_user_s_own_strategy_is_loaded(tmp_path, monkeypatch):
     assert strategy.weights(view(progress("a", applied=3), progress("b"))) == {"a": 6}
     assert strategy.next_device(view(progress("a", applied=1, ready=1), progress("b", ready=1))) == "b"
     del sys.modules["own_strategy_of_a_user"]
+
+
+class CountingTrainer:
+    """What the loop asks of a model, written down."""
+
+    def __init__(self):
+        self.resident, self.n_free_copies, self.done = (), 1, []
+
+    def apply(self, device, _batch, *, round_, seq):
+        self.done.append((round_, device, seq))
+        return 1.0
+
+    def pool(self, device, _batch, *, seq):
+        self.done.append(("pooled", device, seq))
+
+    def begin_mixing(self, batches):
+        self.done.append(("mixing", [(b.device, b.seq) for b in batches]))
+
+    def apply_mixed(self, parts, *, round_, step):
+        self.done.append(("mixed", round_, step))
+        return [2.0] * len(parts)
+
+    def aggregate(self, weights):
+        self.done.append(("aggregated", weights))
+
+    def end_round(self):
+        self.done.append("ended")
+
+    def n_correct(self, _device, batch):
+        return len(batch.y)
+
+
+def make_loop(strategy, lists):
+    trainer, entries = CountingTrainer(), []
+    loop = RoundLoop(
+        strategy,
+        trainer,
+        record=entries.append,
+        lists=lists,
+        cuts=dict.fromkeys(lists, "stem"),
+        batch_size=8,
+        seed=0,
+        window=4,
+    )
+    loop.open(0.0)
+    return loop, trainer, entries
+
+
+def deliver(loop, device, seq):
+    h, y = np.zeros((8, 1), np.float32), np.zeros(8, np.int64)
+    batch = Batch(kind="train", h=h, y=y, exit_loss=1.0, exit_correct=1, segment_step=seq)
+    loop.deliver(device, seq, Delivery(batch, "digest", 100))
+
+
+def train_all(loop):
+    n = 0
+    while loop.train_one() is not None:
+        n += 1
+        assert n < 100
+    return n
+
+
+def test_a_pooled_round_trains_only_once_it_is_complete():
+    loop, trainer, _ = make_loop(Consolidated(), {"a": (2, 0), "b": (1, 0)})
+    deliver(loop, "b", 1)
+    deliver(loop, "a", 1)
+    assert train_all(loop) == 2
+    assert not loop.complete
+    deliver(loop, "a", 2)
+    assert train_all(loop) == 1 + 3  # the last goes into the pool, and three steps follow
+    assert loop.complete
+    report = loop.close(1.0, "complete")
+    assert trainer.done[3:5] == [("mixing", [("a", 1), ("a", 2), ("b", 1)]), ("mixed", 1, 1)]
+    assert trainer.done[-1] == "ended"
+    assert [d.server_loss for d in report.devices] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("strategy", [Sequential(order="fixed"), Averaging(), Consolidated()])
+def test_at_the_deadline_what_is_here_is_trained_on_and_the_rest_is_void(strategy):
+    loop, trainer, entries = make_loop(strategy, {"a": (3, 0), "b": (2, 0)})
+    deliver(loop, "a", 1)
+    deliver(loop, "b", 1)
+    deliver(loop, "b", 2)
+    train_all(loop)
+    loop.stop_waiting("deadline")
+    train_all(loop)
+    assert loop.complete
+    assert not loop.wants("a", round_=1, seq=2)
+    loop.welcome_back("a")  # too late: it is expected again in the next round
+    assert loop.complete
+    loop.close(9.0, "deadline")
+    assert [(e.device, e.seq) for e in entries if isinstance(e, Applied)] == [("a", 1), ("b", 1), ("b", 2)]
+    assert [(e.device, e.first, e.last, e.reason) for e in entries if isinstance(e, Void)] == [
+        ("a", 2, 3, "deadline")
+    ]
+    if strategy.mode == "copies":
+        assert ("aggregated", {"a": 1, "b": 1}) in trainer.done
+
+
+class Greedy(Averaging):
+    """Weighs a device that never came."""
+
+    def weights(self, view):
+        return {d.device: 1 for d in view.devices}
+
+
+def test_a_strategy_that_weighs_an_absent_device_is_told():
+    loop, _, _ = make_loop(Greedy(), {"a": (1, 0), "b": (1, 0)})
+    deliver(loop, "a", 1)
+    train_all(loop)
+    loop.excuse("b", "offline")
+    with pytest.raises(StrategyError, match="weighs 'b'"):
+        loop.close(1.0, "complete")

@@ -122,9 +122,12 @@ def simulate(  # noqa: PLR0913 - a command's options
     }
     scenario = msgspec.convert(given, Scenario)
     folder = output or Path(config.fleet.home) / datetime.now(UTC).strftime("simulation-%Y%m%d-%H%M%S")
-    results = run_simulation(
-        scenario, folder, n_seeds=seeds, observe=_Progress(quiet=json).show, broker=broker
-    )
+    progress = _Progress(quiet=json)
+    try:
+        results = run_simulation(scenario, folder, n_seeds=seeds, observe=progress.show, broker=broker)
+    except KeyboardInterrupt:
+        progress.say(f"Interrupted. The same command with -o {folder} goes on from the last closed round.")
+        raise
     _conclude(scenario, results, folder, as_json=json)
 
 
@@ -134,27 +137,30 @@ class _Progress:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
 
+    def say(self, text: str) -> None:
+        """Print a line, unless only JSON is wanted."""
+        if not self._quiet:
+            typer.echo(text)
+
     def show(self, event: RunEvent) -> None:
-        """Say what happened, unless only JSON is wanted."""
+        """Say what happened."""
         from coordinator.events import Ended, Notice, RoundClosed
 
-        if self._quiet:
-            return
         match event:
             case RoundClosed(report=report, rounds=rounds):
                 exits = [d.exit_accuracy for d in report.devices if d.exit_accuracy is not None]
                 servers = [d.server_accuracy for d in report.devices if d.server_accuracy is not None]
                 mb = sum(d.n_bytes for d in report.devices) / BYTES_PER_MB
                 void = sum(1 for d in report.devices if d.n_void)
-                typer.echo(
+                self.say(
                     f"round {report.round}/{rounds}: exit {_mean(exits)}, server {_mean(servers)} (own held-out,"
                     f" mean of {len(exits)} devices); {mb:.1f} MB up; {report.seconds:.1f} s"
                     + (f"; {void} late or lost" if void else "")
                 )
             case Notice(text=text):
-                typer.echo(text)
+                self.say(text)
             case Ended(status=status, detail=detail):
-                typer.echo(f"{status}: {detail}")
+                self.say(f"{status}: {detail}")
             case _:
                 pass
 
