@@ -32,7 +32,8 @@ POLL_S = 0.05
 REMIND_EVERY_S = 30.0
 
 EXAMPLE = """example:
-  hsee agent start --broker 192.0.2.7:1883 --id hall-camera --data folder:pictures
+  hsee agent start --broker 127.0.0.1:1883 --id hall-camera --data folder:pictures
+  hsee agent start --broker mqtts://broker.example.net --password-file password --data folder:pictures
 
 what leaves this board is printed at the start. A password comes from HSEE_BROKER_PASSWORD or --password-file.
 Settings not given here come from HSEE_*, ./hsee.toml, or the user's file: hsee config show --origin

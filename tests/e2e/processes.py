@@ -110,12 +110,16 @@ class Hsee:
         }
 
     def start(self, *words: object, **env: str) -> Running:
-        """Start a command in a session of its own, as in its own terminal."""
+        """Start a command of hsee."""
+        return self.python("-m", "toolkit.cli.entry", *words, **env)
+
+    def python(self, *words: object, **env: str) -> Running:
+        """Start Python in a session of its own, as in its own terminal."""
         number = len(self._started)
         out, err = (self.folder / f"process{number}.{kind}" for kind in ("out", "err"))
         with out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "toolkit.cli.entry", *map(str, words)],
+                [sys.executable, *map(str, words)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

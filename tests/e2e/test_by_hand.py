@@ -56,15 +56,12 @@ def loaded(hsee):
     }
 
 
-def test_profile_coordinator_agents_export_infer(hsee, mosquitto, loaded):
+def test_profile_coordinator_agents_export_infer(hsee, mosquitto, profile, loaded):
     port = mosquitto.address.port
     for device, names in FOLDERS.items():
         draw(hsee.folder / device, names)
-    words = ("--model", "resnet_small", "--input", "1x8x8", "--classes", 3, "--quick", "-o", "hall.toml")
-    profiled = hsee.run("profile", *words)
-    assert profiled.end() == 0, profiled.describe()
 
-    hall = hsee.agent(port, "hall", "--profile", "hall.toml", "--json", data="folder:hall")
+    hall = hsee.agent(port, "hall", "--profile", profile, "--json", data="folder:hall")
     yard = hsee.agent(port, "yard", data="folder:yard")
     for agent in (hall, yard):
         agent.wait_for("what leaves")

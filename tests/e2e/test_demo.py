@@ -1,11 +1,20 @@
 """``hsee demo`` whole, interrupted, and killed."""
 
 import json
+import shutil
 import signal
 
 from tests.e2e.processes import wait_until
 
 BOARDS = ["small", "middle", "strong"]
+TRAIN = """
+from pathlib import Path
+from toolkit.cli.children import Children
+from toolkit.cli.demo import Scene, Teller
+with Children() as children:
+    scene = Scene(children, Path("runs/demo-1"), "demo-1", Teller(quiet=True))
+    scene.train(strategy="sequential", rounds=500, broker="", seed=0, as_json=True)
+"""
 
 
 def check_no_orphans(hsee):
@@ -65,8 +74,23 @@ def test_ctrl_c_stops_every_process_and_keeps_what_was_trained(hsee):
     assert "round" in (run / "metrics.csv").read_text()
 
 
-def test_a_killed_demo_leaves_no_process(hsee):
-    demo = hsee.start("demo", "--rounds", 500)
+def test_a_demo_killed_while_it_measures_leaves_no_process(hsee):
+    demo = hsee.start("demo")
+    wait_until(
+        lambda: any("toolkit.profile.child" in command for command in hsee.alive().values()), demo.describe
+    )
+    demo.kill()
+    check_no_orphans(hsee)
+
+
+def test_a_demo_killed_while_it_trains_leaves_no_process(hsee, profile):
+    # The demo's own scene, with this machine's profile for each board: measuring them again would only take time.
+    profiles = hsee.folder / "runs/demo-1/profiles"
+    profiles.mkdir(parents=True)
+    for board in BOARDS:
+        shutil.copy(profile, profiles / f"{board}.toml")
+    demo = hsee.python("-c", TRAIN)
     wait_for_a_round(demo, hsee)
+    assert len(hsee.alive()) == 6  # itself, broker, coordinator, three agents
     demo.kill()
     check_no_orphans(hsee)
