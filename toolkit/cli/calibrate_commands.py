@@ -32,6 +32,10 @@ def calibrate(
         float,
         typer.Option(min=0.01, max=100, help="Points of accuracy that early exits may cost, at 95 %."),
     ] = 1.0,
+    archive: Annotated[
+        bool,
+        typer.Option("--archive", help="Write the bundle as one .hsee file too, in place of an older one."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Set a bundle's temperatures and thresholds so that leaving early costs at most so many points of accuracy.
@@ -40,6 +44,7 @@ def calibrate(
 
     Example: hsee calibrate runs/run-20260101-120000/export/hall-camera --target-drop 1.0
     """
+    from toolkit.bundle.archive import SUFFIX, write_archive
     from toolkit.bundle.folder import open_bundle
     from toolkit.export.calibrate import calibrate as calibrate_bundle
     from toolkit.profile.board import machine_name
@@ -61,6 +66,8 @@ def calibrate(
         data_name=f"samples of {Path(source).name}",
         machine=machine_name(),
     )
+    if archive:
+        write_archive(done.bundle, bundle.with_name(bundle.name + SUFFIX), replace=True)
     if json:
         emit_json(_facts(done))
         return

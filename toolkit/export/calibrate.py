@@ -104,7 +104,7 @@ def calibrate(
     if not bundle.folder.is_dir():
         raise BundleError(
             f"{bundle.folder} is an archive, which is never changed.",
-            hint="Calibrate the folder that it was made of, then make the archive again.",
+            hint="Calibrate the folder that it was made of, with --archive.",
         )
     chain = load_chain(bundle)
     kept = _known(bundle, chain, data)

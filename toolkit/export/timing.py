@@ -8,12 +8,17 @@ from collections.abc import Callable, Sequence
 
 
 def interleaved_ms(runs: Sequence[Callable[[], object]], *, n_times: int = 50) -> list[float]:
+    """Time several things in turns: the median of each, milliseconds; arguments as of :func:`in_turns`."""
+    return [statistics.median(taken) * 1000 for taken in in_turns(runs, n_times=n_times)]
+
+
+def in_turns(runs: Sequence[Callable[[], object]], *, n_times: int) -> list[list[float]]:
     """Time several things in turns.
 
     Args:
         runs: each is called once to warm up, which is not counted, and then ``n_times``.
         n_times: rounds of turns.
-    Returns: the median of each, milliseconds.
+    Returns: the seconds of each round, for each.
     """
     for run in runs:
         run()
@@ -23,4 +28,4 @@ def interleaved_ms(runs: Sequence[Callable[[], object]], *, n_times: int = 50) -
             started = time.perf_counter()
             run()
             taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) * 1000 for taken in times]
+    return times
