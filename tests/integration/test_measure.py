@@ -21,7 +21,7 @@ LIMITS = Limits(cpu_percent=20, memory_mb=512)
 
 @pytest.fixture(scope="module")
 def free() -> Profile:
-    return measure(SMALL, batch_size=32, quick=True)
+    return measure(SMALL, batch_size=32, exit_head="pooled", quick=True)
 
 
 def test_every_cut_has_a_row_of_real_numbers(free: Profile):

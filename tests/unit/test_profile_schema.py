@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from toolkit.errors import MachineError, ProfileError
-from toolkit.profile.locate import find_link, find_profile, profile_folders
 from toolkit.profile.link import Link, read_link
+from toolkit.profile.locate import find_link, find_profile, profile_folders
 from toolkit.profile.schema import (
     Board,
     CutRow,

@@ -148,7 +148,13 @@ def plan(  # noqa: PLR0913 - a command's options
             metavar="[DEVICE=]N", help=f"Batches a device trains a round; default {DEFAULT_BATCHES}."
         ),
     ] = None,
-    codec: Annotated[str, typer.Option(help="Codec of activations: float32, float16, int8.")] = "float32",
+    batch: Annotated[
+        int | None,
+        typer.Option(min=2, max=65_536, help="Samples a step, where profiles were measured with others."),
+    ] = None,
+    codec: Annotated[
+        str, typer.Option(help="Codec of activations: float32, float16, int8, each +zstd.")
+    ] = "float32",
     pin: Annotated[
         list[str] | None, typer.Option(metavar="DEVICE=CUT", help="Give a device's cut; may be given again.")
     ] = None,
@@ -188,7 +194,7 @@ def plan(  # noqa: PLR0913 - a command's options
     aim = next((known for known in OBJECTIVES if known == objective), None)
     if aim is None:
         raise UsageError(f"There is no objective {objective!r}.", hint=did_you_mean(objective, OBJECTIVES))
-    devices = _devices(profiles, batches or [], codec)
+    devices = _devices(profiles, batches or [], codec, batch_size=batch)
     made = choose_cuts(
         devices,
         server=_server(devices, server_gflop_per_s, measure=measure_server),
@@ -244,8 +250,11 @@ def _refuse_useless(made: Profile) -> None:
     )
 
 
-def _devices(profiles: Sequence[str], batches: Sequence[str], codec: str) -> list[DeviceInput]:
+def _devices(
+    profiles: Sequence[str], batches: Sequence[str], codec: str, *, batch_size: int | None
+) -> list[DeviceInput]:
     from toolkit.plan.cost import DeviceInput
+    from toolkit.plan.estimate import for_batch_size
     from toolkit.profile.locate import find_profile
     from toolkit.profile.schema import read_profile
 
@@ -253,6 +262,7 @@ def _devices(profiles: Sequence[str], batches: Sequence[str], codec: str) -> lis
     for text in profiles:
         name, equals, place = text.partition("=")
         known = read_profile(find_profile(place if equals else text))
+        known = known if batch_size is None else for_batch_size(known, batch_size)
         name = name if equals else known.name
         if name in found:
             raise UsageError(

@@ -88,9 +88,7 @@ def choose_cuts(
         round_ms=_rounded(fleet.round_ms),
         shortest_round_ms=_rounded(shortest_ms),
         server_ms=_rounded(fleet.server_ms),
-        device_time_ms=_rounded(
-            sum(c.compute_ms * d.n_batches for c, d in zip(chosen, devices, strict=True))
-        ),
+        device_time_ms=_rounded(sum(c.round_compute_ms for c in chosen)),
         round_bytes=sum(c.n_bytes * d.n_batches for c, d in zip(chosen, devices, strict=True)),
         server_basis=server.basis,
         bottleneck="server" if fleet.server_bound else devices[fleet.slowest].name,
@@ -324,7 +322,7 @@ def _neighbour(
     return Neighbour(
         cut=cost.cut,
         round_ms=_rounded(fleet.round_ms_with(index, cost)),
-        device_time_ms=_rounded(cost.compute_ms * device.n_batches),
+        device_time_ms=_rounded(cost.round_compute_ms),
         round_bytes=cost.n_bytes * device.n_batches,
         exit_accuracy=rules.accuracy_at(cost.cut),
     )

@@ -42,12 +42,14 @@ class DeviceInput:
     Attributes:
         profile: of its board, for the model that is to be trained.
         n_batches: it owes a round.
+        n_held_out_batches: that it judges its exit by at a round's end, forward passes only.
         codec: its activations travel in.
     """
 
     name: str
     profile: Profile
     n_batches: int
+    n_held_out_batches: int = 0
     codec: str = "float32"
 
     def __post_init__(self) -> None:
@@ -129,6 +131,7 @@ class CutCost:
         upload_ms: of one batch; happens while the next is computed.
         n_bytes: of one batch on the wire.
         device_ms: the device's part of a round.
+        round_compute_ms: its processor time in a round.
         server_round_ms: the server's steps of a round for this device.
         price: what the objective adds up over devices; 0 where it adds up nothing.
     """
@@ -141,6 +144,7 @@ class CutCost:
     device_ms: float
     server_round_ms: float
     hand_over_ms: float = 0.0
+    round_compute_ms: float = 0.0
     n_bytes: int = 0
     price: float = 0.0
 
@@ -185,7 +189,10 @@ def cut_cost(
     if device.profile.board.n_cores == 1:
         hand_over_ms += device.link.send_ms(n_bytes)
     compute_ms = row.step_ms_mean + hand_over_ms
-    prices = {"makespan": 0.0, "device-time": compute_ms, "bytes": float(n_bytes)}
+    forward_share = row.flop / row.train_flop if row.train_flop else 1 / TRAINING_PER_FORWARD
+    round_end_ms = device.n_held_out_batches * forward_share * row.step_ms_mean
+    round_compute_ms = compute_ms * device.n_batches + round_end_ms
+    prices = {"makespan": 0.0, "device-time": round_compute_ms, "bytes": float(n_bytes * device.n_batches)}
     return CutCost(
         cut=row.cut,
         depth=depth,
@@ -193,8 +200,9 @@ def cut_cost(
         hand_over_ms=hand_over_ms,
         upload_ms=upload_ms,
         server_ms=server_ms,
-        device_ms=max(compute_ms, upload_ms) * device.n_batches,
+        device_ms=max(compute_ms, upload_ms) * device.n_batches + round_end_ms,
+        round_compute_ms=round_compute_ms,
         server_round_ms=server_ms * device.n_batches,
         n_bytes=n_bytes,
-        price=prices[objective] * device.n_batches,
+        price=prices[objective],
     )

@@ -80,5 +80,5 @@ def _longer_round(now_ms: float, then_ms: float) -> str:
 def _dearer(objective: Objective, cost: CutCost, n_batches: int, deeper: Neighbour) -> str:
     if objective == "bytes":
         return f"it would send {size(deeper.round_bytes)} a round instead of {size(cost.n_bytes * n_batches)}"
-    now_ms = cost.compute_ms * n_batches
-    return f"it would compute {duration(deeper.device_time_ms)} a round instead of {duration(now_ms)}"
+    now = duration(cost.round_compute_ms)
+    return f"it would compute {duration(deeper.device_time_ms)} a round instead of {now}"

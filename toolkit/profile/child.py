@@ -130,25 +130,44 @@ def flop_apart(passes: Sequence[Pass]) -> list[int]:
     return msgspec.json.decode(content, type=list[int])
 
 
-def measure_device(request: Request, facts: Facts, pace: Pace) -> tuple[Timing, dict[str, Timing]]:
-    """Time the device's step at a cut on random data, and what it does with a batch beside it, by codec."""
-    model = request.model
-    data = MadeUpData(model, batch_size=request.batch_size, seed=SEED)
+@dataclass(frozen=True, slots=True)
+class DeviceTimes:
+    """A device's step, the same with other batch sizes, and what is done with a batch beside it, by codec."""
+
+    step: Timing
+    at: dict[int, Timing]
+    beside: dict[str, Timing]
+    peak_bytes: int
+
+
+def measure_device(request: Request, facts: Facts, pace: Pace) -> DeviceTimes:
+    """Time what a device does at a cut, on random data."""
+    model, batch_size = request.model, request.batch_size
+    aside = AT_ONCE if request.quick else BESIDE
+    held_bytes = resident_bytes()
     device = build_device_model(
         model, cut=facts.cut, exit_head=request.exit_head, optimizer=OptimizerSpec(), seed=SEED
     )
+    data = MadeUpData(model, batch_size=batch_size, seed=SEED)
 
-    def step(index: int) -> Forward:
-        x, y, seed = data.batch(index)
+    def step(index: int, of: MadeUpData = data) -> Forward:
+        x, y, seed = of.batch(index)
         return device_step(device, x, y, seed=seed)
 
     timing = time_steps(step, pace)
     forward, (_, y, _) = step(0), data.batch(0)
-    aside = AT_ONCE if request.quick else BESIDE
-    hand_over = {
+    beside = {
         codec: time_steps(handing_over(forward, y, cut=facts.cut, codec=codec), aside) for codec in CODECS
     }
-    return timing, hand_over
+    peak_bytes = resident_bytes(peak=True)
+    others = [size for size in (batch_size // 2, batch_size * 3 // 2) if size not in (0, 1, batch_size)]
+    if peak_bytes - held_bytes > room(request):
+        others = [size for size in others if size < batch_size]
+    at = {}
+    for size in others:
+        other = MadeUpData(model, batch_size=size, seed=SEED)
+        at[size] = time_steps(lambda index, other=other: step(index, other), aside)  # type: ignore[misc]
+    return DeviceTimes(timing, at, beside, peak_bytes)
 
 
 def measure_suffix(request: Request, facts: Facts, pace: Pace) -> Timing:
@@ -162,14 +181,21 @@ def measure_suffix(request: Request, facts: Facts, pace: Pace) -> Timing:
 
 
 def measure_cut(request: Request, facts: Facts, *, pace: Pace, factor: float) -> CutRow:
-    """Measure one row; times are multiplied by ``factor``."""
+    """Measure one row; ``factor`` is what single times are multiplied by where nothing enforces the limits."""
     reset_peak()
-    beside: dict[str, Timing] = {}
+
+    def of_board(timing: Timing) -> Timing:
+        return timing.within(request.limits, threads=request.threads, factor=factor)
+
+    at: dict[str, float] = {}
+    hand_over_ms: dict[str, float] = {}
     if request.side == "device":
-        timing, beside = measure_device(request, facts, pace)
+        times = measure_device(request, facts, pace)
+        timing, peak_bytes = of_board(times.step), times.peak_bytes
+        at = {str(size): round(of_board(t).mean_ms, 4) for size, t in times.at.items()}
+        hand_over_ms = {codec: round(of_board(t).mean_ms, 4) for codec, t in times.beside.items()}
     else:
-        timing = measure_suffix(request, facts, pace)
-    timing = timing.scaled(factor)
+        timing, peak_bytes = of_board(measure_suffix(request, facts, pace)), resident_bytes(peak=True)
     return CutRow(
         cut=facts.cut,
         step_ms_mean=round(timing.mean_ms, 4),
@@ -177,8 +203,9 @@ def measure_cut(request: Request, facts: Facts, *, pace: Pace, factor: float) ->
         step_ms_p95=round(timing.p95_ms, 4),
         step_cpu_ms=round(timing.cpu_ms, 4),
         n_steps=timing.n_steps,
-        hand_over_ms={codec: round(t.mean_ms * factor, 4) for codec, t in beside.items()},
-        peak_memory_mb=round(resident_bytes(peak=True) / BYTES_PER_MB, 1),
+        step_ms_at=at,
+        hand_over_ms=hand_over_ms,
+        peak_memory_mb=round(peak_bytes / BYTES_PER_MB, 1),
         flop=facts.flop,
         train_flop=facts.train_flop,
         suffix_flop=facts.suffix_flop,

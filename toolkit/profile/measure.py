@@ -245,7 +245,10 @@ def measure_server(
 def default_name(model: ModelSpec, limits: Limits | None) -> str:
     """Name a profile by what it is of: ``board-resnet_small`` or ``cpu20-512mb-resnet_small``."""
     board = f"cpu{limits.cpu_percent:g}-{limits.memory_mb}mb" if limits else "board"
-    return f"{board}-{model.name}"[:64]
+    short = model.name.rpartition(":")[
+        2
+    ]  # of a user's own model its function: python:package.module:make_model
+    return f"{board}-{short}"[:64]
 
 
 def command_line(request: Request, *, name: str, link: Link | None, onnx: Sequence[Path] = ()) -> str:

@@ -44,7 +44,8 @@ def time_onnx(request: OnnxRequest) -> InferenceRow:
         for port in session.get_inputs()
     }
     pace = QUICK if request.quick else THOROUGH.at_most(THOROUGH_S)
-    timing = time_steps(lambda _: session.run(None, feed), pace).scaled(factor)
+    timing = time_steps(lambda _: session.run(None, feed), pace)
+    timing = timing.within(request.limits, threads=request.threads, factor=factor)
     return InferenceRow(
         file=path.name,
         sha256=hashlib.sha256(content).hexdigest(),

@@ -136,8 +136,10 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cut: the stage after which the network is cut.
         step_ms_mean: of one batch: forward, backward and optimizer step; the median over blocks of steps of each
-            block's mean, because single steps jump where a quota stops the process.
+            block's mean, because single steps jump where a quota stops the process. Emulated: processor time over
+            the share of it that the limits give.
         step_cpu_ms: processor time of a step; 0 in profiles of old.
+        step_ms_at: another batch size to the mean time of a step with it: half as large, and half as large again.
         n_steps: how many were timed, after warming up.
         hand_over_ms: codec to what an agent does with a batch beside the step: its recipe, encoding, digest, chunks.
         peak_memory_mb: greatest resident memory of the whole process.
@@ -160,6 +162,7 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     n_parameters: Count = 0
     activation_bytes: Count = 0
     step_cpu_ms: Milliseconds = 0.0
+    step_ms_at: dict[str, Annotated[float, Meta(gt=0, lt=1e9)]] = {}
     train_flop: Count = 0
     hand_over_ms: dict[str, Milliseconds] = {}
     failed: Annotated[str, Meta(max_length=1024)] = ""
@@ -172,6 +175,9 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
             if not (math.isfinite(value) and value > 0):
                 msg = f"row {self.cut!r} needs {name} above 0, got {value}"
                 raise ValueError(msg)
+        if not all(size.isdecimal() and int(size) > 0 for size in self.step_ms_at):
+            msg = f"row {self.cut!r} has step_ms_at of something that is no batch size"
+            raise ValueError(msg)
         if self.step_ms_p50 > self.step_ms_p95:
             msg = f"row {self.cut!r} has step_ms_p50 above step_ms_p95"
             raise ValueError(msg)
@@ -248,7 +254,7 @@ COMMENTS = {
     "link.transfers.send_ms": "processor time of the device for one payload",
     "link.transfers.round_trip_ms_p50": "to the broker and back, checked",
     "model.input_shape": "one sample, without the batch axis",
-    "cuts.step_ms_mean": "one batch: forward, backward, optimizer step; median of block means",
+    "cuts.step_ms_mean": "one batch: forward, backward, optimizer step",
     "cuts.step_cpu_ms": "processor time of a step",
     "cuts.train_flop": "2 x MAC; forward and backward, one sample",
     "inference.ms_mean": "one sample; median of block means",

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from toolkit.profile.schema import Limits
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -39,7 +41,7 @@ class Pace:
         return replace(self, warm_max_s=min(self.warm_max_s, max_s / 4), max_s=min(self.max_s, max_s * 3 / 4))
 
 
-QUICK = Pace(block_s=0.1, settled_within=0.1, warm_max_s=0.4, n_min=5, min_s=0.5, max_s=2.0)
+QUICK = Pace(block_s=0.1, settled_within=0.1, warm_max_s=0.4, n_min=5, min_s=0.8, max_s=2.0)
 THOROUGH = Pace(block_s=0.5, settled_within=0.03, warm_max_s=5.0, n_min=20, min_s=4.0, max_s=20.0)
 
 
@@ -53,14 +55,25 @@ class Timing:
     cpu_ms: float
     n_steps: int
 
-    def scaled(self, factor: float) -> Timing:
-        """The same steps on a machine so many times slower."""
-        return Timing(
-            self.mean_ms * factor,
-            self.p50_ms * factor,
-            self.p95_ms * factor,
-            self.cpu_ms * factor,
-            self.n_steps,
+    def within(self, limits: Limits | None, *, threads: int, factor: float) -> Timing:
+        """The same steps on the board that limits make of this machine.
+
+        Where the limits give less than the threads could use, a step lasts its processor time over the share that is
+        given: so it is the board's time, whatever else this machine is busy with.
+
+        Args:
+            limits: of the emulated board; None for this machine itself.
+            threads: that compute.
+            factor: what single times are multiplied by where nothing enforces the limits, else 1.
+        """
+        if limits is None:
+            return self
+        is_bound = limits.cpu_percent <= 100 * threads
+        return replace(
+            self,
+            mean_ms=self.cpu_ms * 100 / limits.cpu_percent if is_bound else self.mean_ms * factor,
+            p50_ms=self.p50_ms * factor,
+            p95_ms=self.p95_ms * factor,
         )
 
 
