@@ -8,6 +8,7 @@ everything above a link; the contract suite keeps it from drifting away from the
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 
 from toolkit.errors import BrokerError, BrokerLostError, BrokerUnreachableError
 from toolkit.link.base import (
@@ -201,6 +202,7 @@ class MemoryLink:
             self._hub.connect(self)
 
 
+@lru_cache(maxsize=1 << 16)
 def matches(topic_filter: str, topic: str) -> bool:
     """Decide whether a filter takes a topic, as MQTT 3.1.1 section 4.7 has it."""
     wanted, levels = topic_filter.split("/"), topic.split("/")
