@@ -13,7 +13,9 @@ from toolkit.cli import (
     config_commands,
     coordinator_commands,
     demo,
+    doctor_commands,
     export_commands,
+    init_commands,
     model_commands,
     profile_commands,
     simulate_commands,
@@ -64,6 +66,8 @@ def start(context: typer.Context) -> None:
     raise typer.Exit(main(context.args))
 
 
+app.command()(init_commands.init)
+app.command()(doctor_commands.doctor)
 app.command()(demo.demo)
 app.command()(export_commands.export)
 app.command()(calibrate_commands.calibrate)

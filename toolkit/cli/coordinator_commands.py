@@ -80,7 +80,7 @@ def start(  # noqa: PLR0913 - a command's options
 
     The password of the account comes from HSEE_BROKER_PASSWORD or --password-file.
 
-    Example: hsee coordinator start --broker 127.0.0.1:1883 --devices 3 --rounds 20
+    Example: hsee coordinator start --run first --devices 3 --rounds 20
     """
     from coordinator.wishes import wishes_of
     from toolkit.config import load_config
