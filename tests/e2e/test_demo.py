@@ -33,7 +33,7 @@ def wait_for_a_round(demo, hsee):
         assert demo.process.poll() is None, demo.describe()
         return list(hsee.folder.glob("runs/demo-*/checkpoints/000001"))
 
-    wait_until(closed, demo.describe)
+    wait_until(closed, demo.describe, 90)
 
 
 def test_two_rounds_and_the_offline_answers_equal_the_trained_model(hsee):

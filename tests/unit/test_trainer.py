@@ -52,7 +52,9 @@ def make_trainer(tmp_path):
     def make(place="a", data=None, **changes):
         folder = DeviceFolder(tmp_path / place)
         try:
-            trainer = Trainer(job(**changes), device="dev", data=data or local(), folder=folder, compute="cpu")
+            trainer = Trainer(
+                job(**changes), device="dev", data=data or local(), folder=folder, compute="cpu"
+            )
         except CheckpointError:
             folder.close()
             raise
