@@ -118,6 +118,7 @@ def profile(  # noqa: PLR0913 - a command's options
                 name=name,
                 link=assumed,
                 onnx=files,
+                broker=way.for_child() if way is not None else None,
                 on_row=tell,
             )
         except MeasureInterruptedError as exc:

@@ -186,7 +186,9 @@ def cut_cost(
     n_bytes = upload_bytes(row, batch_size=batch_size, codec=device.codec, exits=exits)
     upload_ms = device.link.upload_ms(n_bytes)
     hand_over_ms = row.hand_over_ms.get(device.codec, 0.0)
-    if device.profile.board.n_cores == 1:
+    if device.codec in row.at_work_ms:
+        hand_over_ms = max(row.at_work_ms[device.codec] - row.step_ms_mean, hand_over_ms)
+    elif device.profile.board.n_cores == 1:
         hand_over_ms += device.link.send_ms(n_bytes)
     compute_ms = row.step_ms_mean + hand_over_ms
     forward_share = row.flop / row.train_flop if row.train_flop else 1 / TRAINING_PER_FORWARD

@@ -69,6 +69,7 @@ def _scaled(row: CutRow, step_ms: float, measured_size: int, batch_size: int) ->
         step_ms_p95=row.step_ms_p95 * times,
         step_cpu_ms=row.step_cpu_ms * times,
         step_ms_at={},
+        at_work_ms={codec: step_ms + (ms - row.step_ms_mean) * ratio for codec, ms in row.at_work_ms.items()},
         hand_over_ms={codec: ms * ratio for codec, ms in row.hand_over_ms.items()},
         peak_memory_mb=row.peak_memory_mb + max(more_mb, 0.0),
     )

@@ -22,13 +22,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import toolkit
-from toolkit.errors import HseeError, MachineError
+from toolkit.errors import BrokerError, HseeError, MachineError
 from toolkit.nn.cut import activation_shape, cut_layers, take_segment, take_suffix
 from toolkit.nn.exit_head import build_exit_head
 from toolkit.nn.steps import Forward, build_device_model, device_step, make_optimizer, server_step
 from toolkit.nn.zoo import build_network
+from toolkit.profile.at_work import time_at_work
 from toolkit.profile.exchange import Answer, Copied, Limited, Measured, Ready, Refused, Request
-from toolkit.profile.hand_over import MadeUpData, handing_over
+from toolkit.profile.hand_over import MadeUpData, encode_batch, handing_over
 from toolkit.profile.limits import enter_limits, reset_peak, resident_bytes, slowdown
 from toolkit.profile.schema import BYTES_PER_MB, CutRow
 from toolkit.profile.timing import QUICK, THOROUGH, Pace, Timing, time_steps
@@ -136,6 +137,7 @@ class DeviceTimes:
 
     step: Timing
     at: dict[int, Timing]
+    at_work: dict[str, Timing]
     beside: dict[str, Timing]
     peak_bytes: int
 
@@ -159,6 +161,7 @@ def measure_device(request: Request, facts: Facts, pace: Pace) -> DeviceTimes:
     beside = {
         codec: time_steps(handing_over(forward, y, cut=facts.cut, codec=codec), aside) for codec in CODECS
     }
+    at_work = whole_work(request, step, data, facts.cut, pace)
     peak_bytes = resident_bytes(peak=True)
     others = [size for size in (batch_size // 2, batch_size * 3 // 2) if size not in (0, 1, batch_size)]
     if peak_bytes - held_bytes > room(request):
@@ -167,7 +170,24 @@ def measure_device(request: Request, facts: Facts, pace: Pace) -> DeviceTimes:
     for size in others:
         other = MadeUpData(model, batch_size=size, seed=SEED)
         at[size] = time_steps(lambda index, other=other: step(index, other), aside)  # type: ignore[misc]
-    return DeviceTimes(timing, at, beside, peak_bytes)
+    return DeviceTimes(timing, at, at_work, beside, peak_bytes)
+
+
+def whole_work(
+    request: Request, step: Callable[[int], Forward], data: MadeUpData, cut: str, pace: Pace
+) -> dict[str, Timing]:
+    """Time step and sending together, by codec; nothing without a broker, or where it went away."""
+    way = request.broker
+    if way is None:
+        return {}
+
+    def make_payload(index: int) -> bytearray:
+        return encode_batch(step(index), data.batch(index)[1], cut=cut, codec=way.codec)
+
+    # A broker that is lost now will be lost when the link is measured, and is told of then.
+    with suppress(BrokerError):
+        return {way.codec: time_at_work(make_payload, way, pace)}
+    return {}
 
 
 def measure_suffix(request: Request, facts: Facts, pace: Pace) -> Timing:
@@ -189,11 +209,13 @@ def measure_cut(request: Request, facts: Facts, *, pace: Pace, factor: float) ->
 
     at: dict[str, float] = {}
     hand_over_ms: dict[str, float] = {}
+    at_work_ms: dict[str, float] = {}
     if request.side == "device":
         times = measure_device(request, facts, pace)
         timing, peak_bytes = of_board(times.step), times.peak_bytes
         at = {str(size): round(of_board(t).mean_ms, 4) for size, t in times.at.items()}
         hand_over_ms = {codec: round(of_board(t).mean_ms, 4) for codec, t in times.beside.items()}
+        at_work_ms = {codec: round(of_board(t).mean_ms, 4) for codec, t in times.at_work.items()}
     else:
         timing, peak_bytes = of_board(measure_suffix(request, facts, pace)), resident_bytes(peak=True)
     return CutRow(
@@ -205,6 +227,7 @@ def measure_cut(request: Request, facts: Facts, *, pace: Pace, factor: float) ->
         n_steps=timing.n_steps,
         step_ms_at=at,
         hand_over_ms=hand_over_ms,
+        at_work_ms=at_work_ms,
         peak_memory_mb=round(peak_bytes / BYTES_PER_MB, 1),
         flop=facts.flop,
         train_flop=facts.train_flop,

@@ -12,6 +12,21 @@ from toolkit.wire.job import ModelSpec
 Side = Literal["device", "server"]
 
 
+class BrokerWay(msgspec.Struct, frozen=True, kw_only=True):
+    """How a child reaches the broker, and what it may do there; it travels on stdin only, for the password."""
+
+    host: str
+    port: int
+    tls: bool
+    username: str
+    password: str
+    ca_file: str
+    insecure: bool
+    client: str
+    topic: str
+    codec: str
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a child measures.
 
@@ -19,6 +34,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         side: the device's step at each cut, or the server's.
         first: index of the first cut to measure, shallow first.
         n_cuts: how many; 0 means to the last.
+        broker: through which an agent's whole work is timed too.
     """
 
     side: Side
@@ -30,6 +46,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     n_cuts: int
     limits: Limits | None = None
+    broker: BrokerWay | None = None
 
 
 class OnnxRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,8 +53,8 @@ class MadeUpData:
         return torch.from_numpy(x), torch.from_numpy(y), recipe.seed
 
 
-def handing_over(forward: Forward, y: torch.Tensor, *, cut: str, codec: str) -> Callable[[int], object]:
-    """Make what an agent does between a step and its link, for one codec.
+def encode_batch(forward: Forward, y: torch.Tensor, *, cut: str, codec: str) -> bytearray:
+    """Lay a step's results out as a payload, as an agent does.
 
     Args:
         forward: of a step on a batch.
@@ -64,16 +64,22 @@ def handing_over(forward: Forward, y: torch.Tensor, *, cut: str, codec: str) -> 
     """
     address = PayloadAddress(device="board", round=1, seq=1, term=1, incarnation=1, plan_version=1, cut=cut)
 
+    batch = Batch(
+        kind="train",
+        h=forward.h.contiguous().cpu().numpy(),
+        y=y.cpu().numpy(),
+        exit_loss=forward.loss,
+        exit_correct=forward.n_correct,
+        segment_step=0,
+    )
+    return payloads.encode(address, batch, codec)
+
+
+def handing_over(forward: Forward, y: torch.Tensor, *, cut: str, codec: str) -> Callable[[int], object]:
+    """Make what an agent does between a step and its link, for one codec."""
+
     def hand_over(_: int) -> int:
-        batch = Batch(
-            kind="train",
-            h=forward.h.contiguous().cpu().numpy(),
-            y=y.cpu().numpy(),
-            exit_loss=forward.loss,
-            exit_correct=forward.n_correct,
-            segment_step=0,
-        )
-        payload = payloads.encode(address, batch, codec)
+        payload = encode_batch(forward, y, cut=cut, codec=codec)
         pieces = chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES)
         return sum(map(len, pieces))
 

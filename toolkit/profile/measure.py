@@ -23,7 +23,7 @@ from toolkit.errors import HseeError, MachineError, UsageError, require
 from toolkit.profile.board import machine_name, read_board
 from toolkit.profile.conditions import ConditionReader
 from toolkit.profile.death import death_reason, last_line
-from toolkit.profile.exchange import Answer, Copied, Limited, Measured, Ready, Refused, Request
+from toolkit.profile.exchange import Answer, BrokerWay, Copied, Limited, Measured, Ready, Refused, Request
 from toolkit.profile.inference import time_file
 from toolkit.profile.limits import sweep
 from toolkit.profile.link import Link
@@ -135,6 +135,7 @@ def measure(
     name: str = "",
     link: Link | None = None,
     onnx: Sequence[Path] = (),
+    broker: BrokerWay | None = None,
     on_row: OnRow | None = None,
 ) -> Profile:
     """Measure this board, or the one that ``limits`` make of it.
@@ -151,6 +152,7 @@ def measure(
         name: of the profile; made from board and model when empty.
         link: goes into the profile as it is.
         onnx: exported files to time, one sample at a time.
+        broker: through which an agent's whole work is timed too.
         on_row: called with each row.
     Returns: a row for every candidate cut, failed ones included.
     Raises: MissingPartError: torch is not installed. ModelError: no such model, option or head.
@@ -171,6 +173,7 @@ def measure(
         first=0,
         n_cuts=0,
         limits=limits,
+        broker=broker,
     )
     work = _Measurement(request, on_row)
     inference: list[InferenceRow] = []

@@ -141,6 +141,8 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
         step_cpu_ms: processor time of a step; 0 in profiles of old.
         step_ms_at: another batch size to the mean time of a step with it: half as large, and half as large again.
         n_steps: how many were timed, after warming up.
+        at_work_ms: codec to all that an agent does for a batch, its link's sending through a broker included; measured
+            as a whole, it is more than its parts.
         hand_over_ms: codec to what an agent does with a batch beside the step: its recipe, encoding, digest, chunks.
         peak_memory_mb: greatest resident memory of the whole process.
         flop: forward pass of segment and exit for one sample.
@@ -165,6 +167,7 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     step_ms_at: dict[str, Annotated[float, Meta(gt=0, lt=1e9)]] = {}
     train_flop: Count = 0
     hand_over_ms: dict[str, Milliseconds] = {}
+    at_work_ms: dict[str, Milliseconds] = {}
     failed: Annotated[str, Meta(max_length=1024)] = ""
 
     def __post_init__(self) -> None:
