@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.processes import Hsee
-from tests.mosquitto import find_mosquitto
+from tests.mosquitto import find_mosquitto, free_port
 from tests.served_broker import ServedBroker
 from toolkit.access.broker_folder import BrokerFolder
 from toolkit.access.probe import Probe
@@ -20,6 +21,7 @@ from toolkit.cli.entry import main
 from toolkit.config import load_config
 from toolkit.errors import BrokerError, BrokerLoginError
 
+PAGE = Path(__file__).parents[2] / "docs" / "broker.md"
 pytestmark = [
     pytest.mark.needs_mosquitto,
     pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
@@ -111,6 +113,17 @@ def test_a_plugin_that_is_none_is_told_with_what_mosquitto_said(capsys):
     assert "does not start" in capsys.readouterr().err
 
 
+def test_without_mosquitto_here_the_plugin_must_be_named_and_nothing_is_read_back(monkeypatch, capsys):
+    monkeypatch.setattr("toolkit.access.mosquitto_setup.PLUGIN_FOLDERS", ())
+    monkeypatch.setattr("toolkit.access.mosquitto_setup.find_mosquitto", lambda: None)
+    assert hsee("broker init --host broker.test") == 6
+    assert "sudo apt install mosquitto" in capsys.readouterr().err
+    assert not Path("broker").exists()
+    assert hsee("broker init --host broker.test --plugin /usr/lib/elsewhere.so") == 0
+    assert "Nothing was read back" in capsys.readouterr().out
+    assert "plugin /usr/lib/elsewhere.so" in Path("broker/mosquitto.conf").read_text()
+
+
 def test_users_are_added_listed_and_removed_while_it_runs(served, capsys):
     assert hsee("broker user add dev2 dev3 --json") == 0
     added = capsys.readouterr().out
@@ -157,6 +170,32 @@ def test_a_renewed_certificate_is_trusted_by_those_who_trusted_the_old(served):
 def test_a_folder_that_is_none_is_told_with_the_command_that_makes_one(capsys):
     assert hsee("broker user list --folder nothing") == 2
     assert "hsee broker init nothing --host NAME" in capsys.readouterr().err
+
+
+def test_every_command_of_the_page_works_in_its_order(tmp_path, capsys):
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+    # The page's host is nobody's; the port is free here.
+    port = free_port()
+    lines = "".join(blocks).replace("--broker mqtts://broker.local", f"--broker mqtts://localhost:{port}")
+    first, *rest = lines.replace("--host broker.local", f"--host localhost --port {port}").splitlines()
+    assert hsee(first.removeprefix("hsee ")) == 0
+    served = ServedBroker(tmp_path / "broker")
+    served.start()
+    try:
+        for line in rest:
+            assert hsee(line.removeprefix("hsee ")) == 0, f"{line}: {capsys.readouterr().err}"
+    finally:
+        served.stop()
+    assert len(rest) == 6
+
+
+def test_a_coordinator_of_another_run_than_its_account_is_told_before_it_waits(capsys):
+    Path("hsee.toml").write_text('[broker]\nusername = "coord-r1"\n')
+    assert hsee("coordinator start --run r2") == 2
+    told = capsys.readouterr().err
+    assert "--run r1" in told
+    assert "hsee broker user add coord-r2" in told
+    assert not Path("runs").exists()
 
 
 def test_a_whole_run_over_tls_with_an_account_a_process(tmp_path):

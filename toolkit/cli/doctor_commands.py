@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,31 +79,51 @@ def _check_broker(settings: Settings) -> list[Finding]:
         return [
             Finding(f"{BROKER}address", "failed", exc.message, exc.hint or "See: hsee config show --origin")
         ]
-    if _agent_runs(settings):
-        detail = f"an agent of this account runs now; a second login would cut it off from {address}"
-        return [Finding(f"{BROKER}login", "skipped", detail)]
-    findings = check_broker(address, Topics(settings.fleet.name))
+    runs = _who_runs(settings)
+    findings = check_broker(address, Topics(settings.fleet.name), log_in=not runs)
     is_there = not any(finding.check == "tcp" and finding.verdict == "failed" for finding in findings)
     if settings.origin("broker.address").kind == "default" and not is_there:
         detail = f"no broker is named, and at {address}, the default, there is none"
         return [
             Finding(f"{BROKER}tcp", "skipped", f"{detail}; --broker HOST, or hsee broker init to make one")
         ]
+    if runs and not has_failed(findings):
+        detail = f"{runs} runs with this account now, and a second login would cut it off"
+        findings.append(Finding("login", "skipped", detail))
     return [msgspec.structs.replace(finding, check=f"{BROKER}{finding.check}") for finding in findings]
 
 
-def _agent_runs(settings: Settings) -> bool:
-    """Tell whether this machine's agent holds the identity that the check would log in with."""
+def _who_runs(settings: Settings) -> str:
+    """Name the process of this machine that a login by this account would cut off; empty if there is none."""
+    from toolkit.access.accounts import COORDINATOR_PREFIX
+
+    home, account = Path(settings.fleet.home), settings.broker.username
+    if not home.is_dir():
+        return ""
+    if account.startswith(COORDINATOR_PREFIX):
+        return "a coordinator" if _is_locked(home / account.removeprefix(COORDINATOR_PREFIX) / "lock") else ""
+    return "an agent" if _agent_runs(settings, home) else ""
+
+
+def _agent_runs(settings: Settings, home: Path) -> bool:
     from device_agent.identity import HeldIdentity, device_id
 
-    home = Path(settings.fleet.home)
-    if not home.is_dir():
-        return False
     try:
         HeldIdentity(home, fleet=settings.fleet.name, device=device_id(settings.device.id)).close()
     except RunError:
         return True
     except (UsageError, MachineError):  # no such identity can be held here
+        return False
+    return False
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
         return False
     return False
 
