@@ -19,14 +19,20 @@ class ServedBroker:
     """A written folder and the broker that runs on it.
 
     Args:
-        path: new.
-        accounts: to begin with, beside the operator's.
+        path: new, or written before.
+        accounts: to begin with, beside the operator's, in a new one.
         hosts: in the certificate, beside this machine's own.
     """
 
-    def __init__(self, path: Path, accounts: Sequence[str], *, hosts: Sequence[str] = ("localhost",)) -> None:
-        self.folder = BrokerFolder.create(
-            path, fleet=FLEET, hosts=hosts, accounts=accounts, port=free_port(), bind="127.0.0.1"
+    def __init__(
+        self, path: Path, accounts: Sequence[str] = (), *, hosts: Sequence[str] = ("localhost",)
+    ) -> None:
+        self.folder = (
+            BrokerFolder.open(path)
+            if path.exists()
+            else BrokerFolder.create(
+                path, fleet=FLEET, hosts=hosts, accounts=accounts, port=free_port(), bind="127.0.0.1"
+            )
         )
         self.topics = self.folder.topics
         self.log_path = path.parent / "served.log"

@@ -54,9 +54,9 @@ GOALS = {"median": 0.10, "worst": 0.25}
 def profile_board(limits_text, address, *, full):
     """What ``hsee profile --broker`` does, within the limits."""
     limits = parse_limits(limits_text)
-    made = measure(MODEL, batch_size=PROFILED_BATCH, limits=limits, quick=not full)
     flags = {"broker.address": f"{address.host}:{address.port}", "fleet.name": FLEET}
     way = BrokerLink.from_flags(flags, device=DEVICE, codec="float32", quick=not full, limits=limits)
+    made = measure(MODEL, batch_size=PROFILED_BATCH, limits=limits, quick=not full, broker=way.for_child())
     made, error = way.measure(made)
     assert error is None, error
     return made

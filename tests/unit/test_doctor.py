@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from coordinator.run_folder import RunFolder
 from device_agent.identity import HeldIdentity
 from tests.mosquitto import free_port
 from toolkit.access import authority
@@ -205,8 +206,15 @@ def test_the_broker_is_judged_by_stage_unless_an_agent_would_be_cut_off(mosquitt
     assert main(words) == 0
     held.close()
     found = {f["check"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
-    assert "an agent of this account runs now" in found["broker: login"]["detail"]
-    assert "broker: tcp" not in found
+    assert "an agent runs with this account now" in found["broker: login"]["detail"]
+    assert found["broker: tcp"]["verdict"] == "ok"
+    assert "broker: own topics" not in found
+    (tmp_path / "hsee.toml").write_text('[broker]\nusername = "coord-r1"\n')
+    run = RunFolder(tmp_path / "runs" / "r1", "r1")
+    assert main(words) == 0
+    run.close()
+    found = {f["check"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert "a coordinator runs with this account now" in found["broker: login"]["detail"]
 
 
 LINES_TO_MASK = """\

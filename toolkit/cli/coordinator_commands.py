@@ -107,6 +107,7 @@ def start(  # noqa: PLR0913 - a command's options
     config = load_config(flags, overrides=settings or [])
     wishes_of(config.run, ())  # a plan or a model's profile that can't be read is told before anybody joins
     name = check_name(run or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S"), what="The run's name")
+    _check_account(config.broker.username, name)
     folder = Path(config.fleet.home) / name
     if any((folder / "checkpoints").glob("[0-9]*")):
         raise RunError(
@@ -137,6 +138,16 @@ def resume(
         )
     config = load_config({"broker.address": broker}, cwd_file=folder / "config.toml")
     _run(config, folder, folder.resolve().name, json=json)
+
+
+def _check_account(account: str, run: str) -> None:
+    """Refuse an account of another run: the broker would deny its topics without a word."""
+    own = account.removeprefix("coord-")
+    if own not in (account, run):
+        raise UsageError(
+            f"The account {account!r} is of the run {own!r}, and this one is {run!r}.",
+            hint=f"Name the run: --run {own}. Or make an account for it: hsee broker user add coord-{run}",
+        )
 
 
 def _run(settings: Settings, path: Path, run: str, *, json: bool) -> None:

@@ -11,6 +11,7 @@ from toolkit.config import load_config
 from toolkit.errors import HseeError
 from toolkit.link.base import BrokerAddress
 from toolkit.link.connect import broker_of, make_link
+from toolkit.profile.exchange import BrokerWay
 from toolkit.profile.link_apart import LinkOutcome, measure_apart
 from toolkit.profile.measure_link import QUICK_LINK, THOROUGH_LINK, LinkMeasurement, LinkPace, Load
 from toolkit.profile.schema import CutRow, Limits, Profile
@@ -65,6 +66,22 @@ class BrokerLink:
         outcome = measure_apart(lambda: self._measurement(QUICK_LINK), [], limits=None)
         if outcome.failed:
             raise outcome.error()
+
+    def for_child(self) -> BrokerWay:
+        """The way as the measuring child takes it."""
+        address = self.address
+        return BrokerWay(
+            host=address.host,
+            port=address.port,
+            tls=address.tls,
+            username=address.username,
+            password=address.password,
+            ca_file=str(address.ca_file or ""),
+            insecure=address.insecure,
+            client=self.client,
+            topic=self.topics.check(self.client),
+            codec=self.codec,
+        )
 
     def measure(self, profile: Profile) -> tuple[Profile, HseeError | None]:
         """Measure what the profile's cuts would send.

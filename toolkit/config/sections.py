@@ -104,7 +104,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 0.0
     model_profile: Annotated[
         str,
-        Meta(examples=["resnet_small-digits"], description="accuracy of the model's exits by cut: name or file"),
+        Meta(
+            examples=["resnet_small-digits"], description="accuracy of the model's exits by cut: name or file"
+        ),
     ] = ""
     plan: Annotated[str, Meta(description="plan.toml of hsee plan, whose cuts are kept")] = ""
     compute: Annotated[Compute, Meta(description="where the server computes")] = "auto"

@@ -1,0 +1,132 @@
+"""The way to the broker, measured through real ones: what is found, what is left behind, what is said when it goes."""
+
+import threading
+
+import pytest
+
+from tests.mosquitto import Mosquitto, free_port
+from toolkit.errors import BrokerError, BrokerLostError, BrokerUnreachableError
+from toolkit.link.base import BrokerAddress, Received
+from toolkit.link.connect import make_link
+from toolkit.profile.link_apart import measure_apart
+from toolkit.profile.measure_link import LinkMeasurement, LinkPace, Load
+from toolkit.profile.schema import Limits
+
+TOPIC = "hsee/v1/home/check/kitchen"
+LOADS = [Load("deep", (32, 16), 8), Load("stem", (16, 64), 128), Load("twin", (16, 64), 128)]
+BRIEF = LinkPace(stream_s=0.05, n_small=5, n_round_trips=2, n_down=2, transfer_s=2.0)
+
+
+def measurement(address: BrokerAddress, *, topic: str = TOPIC, client: str = "kitchen") -> LinkMeasurement:
+    link = make_link(address, client_id=client, will=(topic, b""))
+    return LinkMeasurement(link, topic=topic, name=str(address), pace=BRIEF)
+
+
+def retained(address: BrokerAddress) -> list[bytes]:
+    """What a subscriber finds on the topic, before an answer to its own word."""
+    link = make_link(address, client_id="onlooker", will=("hsee/v1/home/check/onlooker", b""))
+    link.start()
+    try:
+        link_events = []
+        for _ in range(500):
+            link_events += link.poll(0.01)
+            if link_events:
+                break
+        link.subscribe(TOPIC)
+        link.publish(TOPIC, b"that was all")
+        got: list[bytes] = []
+        for _ in range(500):
+            got += [event.payload for event in link.poll(0.01) if isinstance(event, Received)]
+            if b"that was all" in got:
+                break
+        return got
+    finally:
+        link.close()
+
+
+@pytest.mark.needs_mosquitto
+def test_real_chunks_go_up_and_come_back_whole(mosquitto: Mosquitto):
+    link = measurement(mosquitto.address).run(LOADS)
+    assert (link.provenance, link.codec, link.tls) == ("measured", "float32", False)
+    assert 0 < link.rtt_ms <= link.rtt_ms_p95
+    small, large = link.transfers
+    assert (small.n_chunks, large.n_chunks) == (1, 3)
+    # 128 samples of 1024 float32 and their labels, and not much more.
+    assert 525_312 <= large.payload_bytes < 527_000
+    assert [(t.n_sent, t.n_lost) for t in link.transfers] == [(2, 0), (2, 0)]
+    assert all(t.send_ms > 0 and t.round_trip_ms_p50 > 0 for t in link.transfers)
+    assert retained(mosquitto.address) == [b"that was all"]
+
+
+def test_the_embedded_broker_is_measured_with_its_accounts(embedded_broker, accounts):
+    address = embedded_broker.address.with_login("dev1", accounts["dev1"])
+    link = measurement(address, topic="hsee/v1/home/check/dev1", client="dev1").run(LOADS[:1])
+    assert link.down_bytes_per_s > 0
+    assert link.transfers[0].n_lost == 0
+
+
+def test_nobody_there_is_told_at_once():
+    address = BrokerAddress(host="127.0.0.1", port=free_port())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.profile.measure_link.CONNECT_S", 0.2)
+        with pytest.raises(BrokerUnreachableError):
+            measurement(address).run(LOADS)
+
+
+@pytest.mark.needs_mosquitto
+def test_a_broker_that_goes_away_in_the_middle_leaves_what_was_found(mosquitto: Mosquitto):
+    made = measurement(mosquitto.address)
+    stop = threading.Event()
+
+    def kill_once_it_has_begun() -> None:
+        # The round trips come last: until then there is a link to keep.
+        while made.found() is None and not stop.is_set():
+            stop.wait(0.001)
+        mosquitto.kill()
+
+    made._pace = LinkPace(stream_s=0.05, n_small=5, n_round_trips=100_000, n_down=2, transfer_s=60.0)
+    killer = threading.Thread(target=kill_once_it_has_begun)
+    killer.start()
+    try:
+        with pytest.raises(BrokerLostError, match="went away while it was measured"):
+            made.run(LOADS)
+    finally:
+        stop.set()
+        killer.join()
+    found = made.found()
+    assert found is not None
+    assert [t.n_sent for t in found.transfers] != []
+
+
+@pytest.mark.needs_mosquitto
+def test_an_account_without_the_right_to_receive_is_named(tmp_path):
+    (tmp_path / "acl").write_text(f"topic write {TOPIC}\n")
+    broker = Mosquitto(tmp_path, settings=f"acl_file {tmp_path / 'acl'}")
+    broker.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("toolkit.profile.measure_link.SILENCE_S", 0.2)
+            with pytest.raises(BrokerError, match=r"took messages on .* and delivered none"):
+                measurement(broker.address).run(LOADS[:1])
+    finally:
+        broker.kill()
+
+
+@pytest.mark.needs_mosquitto
+def test_an_emulated_board_sends_at_its_own_cost(mosquitto: Mosquitto):
+    def cpu_ms(limits: Limits | None) -> float:
+        outcome = measure_apart(lambda: measurement(mosquitto.address), LOADS[:1], limits=limits)
+        assert outcome.link is not None, outcome.failed
+        return outcome.link.transfers[0].send_ms
+
+    assert cpu_ms(Limits(cpu_percent=10, memory_mb=512)) > 3 * cpu_ms(None)
+
+
+def test_what_goes_wrong_in_the_fork_is_told_here():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.profile.measure_link.CONNECT_S", 0.2)
+        address = BrokerAddress(host="127.0.0.1", port=free_port())
+        outcome = measure_apart(lambda: measurement(address), [], limits=None)
+    assert outcome.link is None
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1"):
+        raise outcome.error()
