@@ -1,5 +1,6 @@
 """Measuring for real: children that train, that are limited, that die."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -7,13 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from toolkit.errors import ModelError, UsageError
+from toolkit.profile.inference import find_onnx
 from toolkit.profile.measure import MeasureInterruptedError, measure, measure_server
 from toolkit.profile.schema import CutRow, Limits, Profile, parse_profile, profile_text
 from toolkit.wire.job import ModelSpec
+from toolkit.wire.tensors import CODECS
 
 SMALL = ModelSpec(name="resnet_small", input_shape=[1, 8, 8], n_classes=10)
 LIMITS = Limits(cpu_percent=20, memory_mb=512)
@@ -35,6 +40,14 @@ def test_every_cut_has_a_row_of_real_numbers(free: Profile):
     assert stem.n_parameters == 9 * 16 + 2 * 16 + 16 * 10 + 10
     assert stem.activation_bytes == 16 * 8 * 8 * 4
     assert all(row.peak_memory_mb > 100 for row in free.cuts)
+    for row in free.cuts:
+        # Backward takes more than forward, and less than thrice as much.
+        assert 2 * row.flop < row.train_flop < 4 * row.flop
+        assert set(row.hand_over_ms) == set(CODECS)
+        assert set(row.step_ms_at) == {"16", "48"}
+    assert free.conditions is not None
+    assert free.conditions.copy_bytes_per_s is not None
+    assert free.conditions.copy_bytes_per_s > 1e8
 
 
 def test_the_same_command_stands_in_the_profile(free: Profile):
@@ -97,6 +110,57 @@ def test_a_cut_that_runs_out_of_memory_costs_its_own_row():
     stem, *deeper = parse_profile(done.stdout).cuts
     assert not stem.failed
     assert all("can't allocate memory" in row.failed for row in deeper)
+
+
+def write_onnx(path: Path) -> Path:
+    """A network of one product, (B, 4) to (B, 2)."""
+    weights = numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", n])
+        for name, n in (("image", 4), ("logits", 2))
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["image", "w"], ["logits"])], "exit", ends[:1], ends[1:], [weights]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_board_too_small_to_train_times_exits_and_nothing_else(tmp_path: Path):
+    good = write_onnx(tmp_path / "exit.onnx")
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"no network")
+    began = []
+    profile = measure(
+        SMALL,
+        batch_size=32,
+        quick=True,
+        limits=Limits(cpu_percent=50, memory_mb=256),
+        onnx=find_onnx([tmp_path]),
+        on_row=lambda row, n_rows: began.append((row.file, n_rows)),
+    )
+    assert profile.cuts == ()
+    assert profile.inference_only
+    assert began == [("damaged.onnx", 2), ("exit.onnx", 2)]
+    bad, row = profile.inference
+    assert "INVALID_PROTOBUF" in bad.failed or "rotobuf" in bad.failed
+    assert row.sha256 == hashlib.sha256(good.read_bytes()).hexdigest()
+    assert row.ms_p50 > 0
+    assert 20 < row.peak_memory_mb < 200
+    assert parse_profile(profile_text(profile)) == profile
+
+
+def test_a_cut_that_cant_fit_is_refused_before_it_is_tried():
+    # 200,000 samples of 16 KB of activations need gigabytes; the limit is half of one.
+    profile = measure(
+        ModelSpec(name="resnet_small", input_shape=[1, 16, 16], n_classes=10),
+        batch_size=40_000,
+        quick=True,
+        limits=Limits(cpu_percent=100, memory_mb=512),
+    )
+    assert all(row.failed.startswith("refused: it needs at least") for row in profile.cuts)
+    assert "and 512 MB are there" in profile.cuts[0].failed
 
 
 def test_an_unknown_model_is_the_callers_error_not_a_crash():

@@ -4,12 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.planning import ProfilePlanner, needs_measuring
+from coordinator.registry import unite
 from coordinator.wishes import wishes_of
 from tests.unit.boards import FAST_SERVER, board, fleet
 from toolkit.config import Run
 from toolkit.errors import PlanError, ProfileError
 from toolkit.plan.choose import choose_cuts
+from toolkit.plan.cost import DeviceInput, ServerInput
 from toolkit.plan.schema import write_plan
+from toolkit.profile.locate import find_profile
+from toolkit.profile.schema import Profile, profile_text, read_profile
+from toolkit.wire.messages import DataSummary, Hello
 
 
 @pytest.fixture
@@ -71,3 +77,65 @@ def test_files_that_are_not_there_are_named(tmp_path: Path):
         wishes_of(run_with(plan=str(tmp_path / "none.toml")), [])
     with pytest.raises(ProfileError, match="Did you mean 'resnet_small-digits'"):
         wishes_of(run_with(model_profile="resnet_small-digit"), [])
+
+
+def hello(device: str, profile: Profile, *, software: str = "hsee 0.1.0") -> Hello:
+    return Hello(
+        device=device,
+        boot_nonce=bytes(16),
+        protocols=[1],
+        software=software,
+        data=DataSummary(
+            classes=[str(i) for i in range(10)],
+            input_shape=[1, 8, 8],
+            n_train=320,
+            n_eval=64,
+            mean=[0.0],
+            var=[1.0],
+            fingerprint="f" * 32,
+        ),
+        profile=profile_text(profile),
+    )
+
+
+SMALL = read_profile(find_profile("small"))
+SERVER = ServerInput(flop_per_s=1e12)
+
+
+def plan_of(settings: Run, *names: str) -> dict[str, str]:
+    hellos = {name: hello(name, SMALL) for name in names}
+    facts = unite([h.data for h in hellos.values()], classes=[])
+    return ProfilePlanner(lambda _model, _run: SERVER).plan("r1", settings, facts, hellos).cuts
+
+
+def test_the_coordinator_keeps_a_plans_cuts_and_plans_for_the_rest(tmp_path: Path):
+    devices = [DeviceInput(name=name, profile=SMALL, n_batches=10) for name in ("a", "b")]
+    write_plan(
+        tmp_path / "plan.toml", choose_cuts(devices, server=SERVER, pins={"a": "layer2", "b": "layer1"})
+    )
+    cuts = plan_of(Run(plan=str(tmp_path / "plan.toml")), "a", "c")
+    # Beside a device that takes so long, another may be cut as deep for nothing.
+    assert cuts == {"a": "layer2", "c": "layer2"}
+    assert plan_of(Run(), "a", "c") == {"a": "stem", "c": "stem"}
+
+
+def test_the_coordinator_asks_for_exits_that_are_good_enough():
+    free = plan_of(Run(slack=0), "a")
+    good = plan_of(Run(slack=0, min_exit_accuracy=0.985, model_profile="resnet_small-digits"), "a")
+    assert (free, good) == ({"a": "stem"}, {"a": "layer2"})
+
+
+@pytest.mark.parametrize(
+    ("profile", "software", "asked"),
+    [
+        (SMALL, f"hsee {SMALL.provenance.software['hsee']}", False),
+        (SMALL, "hsee 99.0", True),
+        (SMALL, "another client in C", False),
+        (board(), "hsee 0.1.0", True),
+    ],
+)
+def test_a_profile_of_another_version_or_model_is_measured_anew(
+    profile: Profile, software: str, *, asked: bool
+):
+    request = needs_measuring(Run(), hello("a", profile, software=software))
+    assert (request is not None) is asked

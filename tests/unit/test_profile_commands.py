@@ -185,9 +185,8 @@ def test_a_broker_lost_in_the_middle_leaves_a_partial_profile(
     assert (kept.partial, kept.link, kept.cuts) == (True, found, measured.cuts)
 
 
-def test_an_unreachable_broker_is_told_before_anything_is_measured(
-    measured: Profile, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.usefixtures("measured")
+def test_an_unreachable_broker_is_told_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toolkit.profile.measure_link.CONNECT_S", 0.1)
     words = [*MODEL, "--input", "1x8x8", "-o", "mine.toml", "--broker", f"127.0.0.1:{free_port()}"]
     result = CliRunner().invoke(app, words)

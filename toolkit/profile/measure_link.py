@@ -56,7 +56,7 @@ class LinkPace:
 
 
 QUICK_LINK = LinkPace(stream_s=0.3, n_small=20, n_round_trips=5, n_down=3, transfer_s=3.0)
-THOROUGH_LINK = LinkPace(stream_s=2.0, n_small=100, n_round_trips=30, n_down=10, transfer_s=10.0)
+THOROUGH_LINK = LinkPace(stream_s=2.0, n_small=100, n_round_trips=30, n_down=10, transfer_s=5.0)
 
 
 class LinkMeasurement:
