@@ -15,6 +15,7 @@ from PIL import Image
 
 from coordinator.server import Coordinator
 from device_agent.agent import Agent
+from tests.e2e.processes import ROOT
 from tests.mosquitto import Mosquitto, free_port
 from toolkit.cli.entry import main
 
@@ -217,6 +218,15 @@ def test_a_word_that_is_not_known(refused, tmp_path, words, status, text, hint):
     assert text in got[1]
     assert hint in got[2]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_cut_layer_that_the_model_does_not_have(refused, tmp_path):
+    board = ROOT / "profiles" / "emulated" / "small.toml"
+    status, message, hint = refused("plan", f"hall={board}", "--pin", "hall=layer9")
+    assert status == 3
+    assert message == "Device 'hall' can't be pinned to 'layer9': its profile has no such cut. (HSEE-E320)"
+    assert hint.startswith("Did you mean 'layer")
+    assert not (tmp_path / "plan.toml").exists()
 
 
 @pytest.mark.parametrize("flag", ["--dat", "--no-such"])
