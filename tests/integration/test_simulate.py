@@ -276,8 +276,6 @@ def test_the_command_plans_from_profiles_and_prints_json(tmp_path):
             *(
                 "--model",
                 "resnet_small",
-                "--set",
-                "run.exit_head=pooled",
                 "--profiles",
                 "small,middle,strong",
             ),
