@@ -46,7 +46,10 @@ def start(  # noqa: PLR0913 - a command's options
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds to train.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Network to train: resnet_small, mlp, resnet18, resnet34.")
+        str | None,
+        typer.Option(
+            help="Network to train: resnet_small, resnet18, resnet34, mlp, cnn1d, python:MODULE:MAKE."
+        ),
     ] = None,
     classes: Annotated[
         str | None,

@@ -314,11 +314,13 @@ def _conclude(results: list[BoardResult], folder: Path, seconds: float) -> None:
         ],
     )
     same = all(r.trained == r.offline for r in results)
-    gains = ", ".join(f"{r.board} {(r.server - r.offline) * 100:+.1f} points" for r in results)
+    better = [f"{r.board} {(r.server - r.offline) * 100:+.1f}" for r in results if r.server > r.offline]
+    other = [f"{r.board} {(r.server - r.offline) * 100:+.1f}" for r in results if r.server <= r.offline]
+    not_better = f"that route for {', '.join(other)}; and " if other else ""
     typer.echo(
         f"\nThe exits answered offline, {'exactly as accurate as' if same else 'NOT as accurate as'} the trained model."
-        f"\nWhat the fleet improved: the server's route, against the board's own exit: {gains}."
-        "\nWhat it did not improve: the exits. No weights come back, so each exit is what its board would have"
-        " learned alone."
+        f"\nWhat the fleet improved: the server's route over the board's own exit, in points: {', '.join(better) or '-'}."
+        f"\nWhat it did not: {not_better}the exits. No weights come back,"
+        " so each exit is what its board would have learned alone."
         f"\nEverything is in {folder} ({seconds:.0f} s): config.toml, plan.toml, metrics.csv, export/."
     )
