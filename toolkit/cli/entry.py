@@ -11,9 +11,22 @@ import signal
 import sys
 from types import FrameType
 
-from toolkit.errors import HseeError, UsageError, report_error
+from toolkit.errors import HseeError, MissingPartError, UsageError, report_error
 
 INTERRUPTED = 130
+PARTS = {
+    "PIL": "pictures",
+    "amqtt": "broker",
+    "cryptography": "access",
+    "onnx": "export",
+    "onnxscript": "export",
+    "paho": "agent",
+    "safetensors": "agent",
+    "torch": "agent",
+    "torchvision": "datasets",
+    "zstandard": "agent",
+}
+"""Import names of optional packages, and the part of hsee that brings each."""
 TERMINATED = 143
 
 
@@ -31,6 +44,18 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except HseeError as exc:
         return report_error(exc, as_json="--json" in words)
+    except ModuleNotFoundError as exc:
+        part = PARTS.get((exc.name or "").partition(".")[0])
+        if part is None:
+            raise
+        missing = MissingPartError(
+            f"This command needs the package {exc.name!r}, which is not installed.",
+            hint=f"Install it with: pip install 'hsee[{part}]'",
+            module=exc.name,
+            part=part,
+        )
+        missing.__cause__ = exc
+        return report_error(missing, as_json="--json" in words)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
