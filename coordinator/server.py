@@ -17,6 +17,7 @@ import torch
 
 from coordinator.checkpoints import CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
+from coordinator.flow import Flow
 from coordinator.ledger import Issued, Planned, TermRaised
 from coordinator.planning import Planner, ProfilePlanner
 from coordinator.registry import refusal_of, refusal_of_model, unite
@@ -28,14 +29,11 @@ from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received
 from toolkit.wire import chunks, frames, payloads, seats
-from toolkit.wire.limits import MAX_TEXT_CHARACTERS
-from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Phase, State
+from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Phase
 from toolkit.wire.seats import Seat, SeatPhase
 from toolkit.wire.topics import Topics
 from toolkit.wire.words import BridgeWord, Presence, encode_word, read_device_word
 
-STATE_EVERY_S = 5.0
-"""A state message goes to every device at least so often while anything is owed."""
 OFFLINE_GRACE_S = 30.0
 """A device known to be offline holds a round up no longer than this."""
 WAITING_BUDGET_BYTES = 256 * 1024 * 1024
@@ -100,7 +98,7 @@ class Coordinator:
         self._ledger.append(TermRaised(self.term))
         self._seats: dict[str, Seat] = {}
         self._assemblers: dict[str, chunks.Assembler] = {}
-        self._told: dict[str, tuple[float, int, int]] = {}
+        self._flow = Flow(settings.round_deadline_s)
         self._underway: Underway | None = None
         self._started_at = clock()
         self._first_contact_by: float | None = self._started_at + connect_s
@@ -440,46 +438,28 @@ class Coordinator:
     # What is told
 
     def _keep_told(self) -> None:
-        """Tell each device its credit: when it grew enough to matter, and every few seconds."""
         if self._underway is None or self.over:
             return
-        loop, now = self._underway.loop, self._clock()
-        for device, held in loop.devices.items():
-            said_at, round_, limit = self._told.get(device, (-STATE_EVERY_S, 0, 0))
-            grown = loop.limit(device) - limit
-            at_end = loop.limit(device) > held.n_owed and grown > 0
-            if (
-                round_ != loop.round
-                or grown >= max(1, loop.window // 2)
-                or at_end
-                or now - said_at >= STATE_EVERY_S
-            ):
+        now = self._clock()
+        for device in self._underway.loop.devices:
+            if self._flow.is_due(device, self._underway.loop, now):
                 self._tell(device, "training")
 
     def _tell(self, device: str, phase: Phase) -> None:
-        seat = self._seats[device]
+        underway, seat = self._underway, self._seats[device]
         # A device may have joined and left again before the plan was made.
-        if not seat.incarnation or self._underway is None or device not in self._underway.state.jobs:
+        if underway is None or not seat.incarnation or device not in underway.state.jobs:
             return
-        loop, plan_version = self._underway.loop, self._underway.state.plan_version
-        self._seats[device] = replace(seat, n=seat.n + 1)
-        now, held, deadline_s = self._clock(), loop.devices[device], self._settings.round_deadline_s
-        durable = self._folder.checkpoints.kept()[0].round
-        state = State(
-            term=self.term,
-            incarnation=seat.incarnation,
-            n=seat.n + 1,
+        seat = self._seats[device] = replace(seat, n=seat.n + 1)
+        state = self._flow.message(
+            seat,
+            underway.loop,
             phase=phase,
-            round=loop.round,
-            next=held.next,
-            limit=loop.limit(device),
-            watermark_round=durable,
-            watermark_seq=held.n_owed if durable else 0,
-            plan_version=plan_version,
-            round_left_s=max(0.0, loop.opened_at + deadline_s - now) if deadline_s else 0.0,
-            detail=self.detail[:MAX_TEXT_CHARACTERS],
+            durable_round=self._folder.checkpoints.kept()[0].round,
+            plan_version=underway.state.plan_version,
+            detail=self.detail,
+            now=self._clock(),
         )
-        self._told[device] = (now, state.round, state.limit)
         self._send(device, state)
 
     def _send(self, device: str, message: DownMessage) -> None:

@@ -18,8 +18,8 @@ from toolkit.link.base import BrokerAddress
 from toolkit.wire.limits import MAX_MESSAGE_BYTES
 
 PLUGIN_NAME = "mosquitto_dynamic_security.so"
-PLUGIN_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/lib")
-PROGRAM_FOLDERS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+PLUGIN_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
+PROGRAM_FOLDERS = "/usr/sbin:/usr/local/sbin"
 QUEUED_MESSAGES = 10_000
 QUEUED_BYTES = 256 * 1024 * 1024
 INFLIGHT_MESSAGES = 20
