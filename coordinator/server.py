@@ -9,8 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 
 import msgspec
 import torch
@@ -25,6 +24,7 @@ from coordinator.rounds import Delivery, RoundLoop
 from coordinator.run_folder import RunFolder, Status
 from coordinator.server_model import ServerModel
 from coordinator.strategy.catalogue import make_strategy
+from coordinator.underway import Underway, take_up
 from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received
@@ -36,20 +36,8 @@ from toolkit.wire.words import BridgeWord, Presence, encode_word, read_device_wo
 
 OFFLINE_GRACE_S = 30.0
 """A device known to be offline holds a round up no longer than this."""
-WAITING_BUDGET_BYTES = 256 * 1024 * 1024
-"""Activations that may wait in memory, all devices together; credit follows from it."""
-MAX_WINDOW = 64
 SCRATCH = "scratch"
 """Folder in the run folder for what does not fit the memory."""
-
-
-@dataclass(slots=True)
-class Underway:
-    """A run with a plan: what is committed, the loop over it, and the model that it trains."""
-
-    state: CommittedState
-    loop: RoundLoop
-    model: ServerModel
 
 
 class Coordinator:
@@ -90,7 +78,9 @@ class Coordinator:
         self._observe = observe
         self._device = device
         self.run = folder.record.run
-        self._strategy = make_strategy(settings.strategy, settings.strategy_options)
+        make_strategy(
+            settings.strategy, settings.strategy_options
+        )  # a wrong name is told before anything begins
         self._planner = planner or ProfilePlanner()
         self._make_model = make_model
         self._ledger = folder.open_ledger()
@@ -239,32 +229,13 @@ class Coordinator:
         self._begin(underway)
 
     def _take_up(self, state: CommittedState) -> Underway:
-        """Build model and loop as a committed state has them."""
-        job = state.common
-        self._strategy = make_strategy(state.strategy, state.strategy_options)
-        model = self._make_model(
-            job.model,
-            cuts=state.cuts,
-            optimizer=job.optimizer,
-            rounds=job.rounds,
-            seed=job.seed,
-            strategy=self._strategy,
+        self._underway = take_up(
+            state,
+            record=self._ledger.append,
+            make_model=self._make_model,
             scratch=self._folder.path / SCRATCH,
             device=self._device,
         )
-        largest = max(job.batch_size * 4 * prod(shape) for shape in state.activation_shapes.values())
-        loop = RoundLoop(
-            self._strategy,
-            model,
-            record=self._ledger.append,
-            lists=state.lists,
-            cuts=state.cuts,
-            batch_size=job.batch_size,
-            seed=job.seed,
-            window=max(2, min(MAX_WINDOW, WAITING_BUDGET_BYTES // (largest * len(state.jobs)))),
-            round_=state.round,
-        )
-        self._underway = Underway(state, loop, model)
         return self._underway
 
     def _begin(self, underway: Underway) -> None:

@@ -1,0 +1,81 @@
+"""A run with a plan, as a committed state has it: its loop, and the model that the loop trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from coordinator.checkpoints import CommittedState
+from coordinator.ledger import Entry
+from coordinator.rounds import RoundLoop
+from coordinator.server_model import ServerModel
+from coordinator.strategy.catalogue import make_strategy
+
+WAITING_BUDGET_BYTES = 256 * 1024 * 1024
+"""Activations that may wait in memory, all devices together; credit follows from it."""
+MAX_WINDOW = 64
+FLOAT32_BYTES = 4
+
+
+@dataclass(slots=True)
+class Underway:
+    """What is committed, the loop over it, and the model that it trains."""
+
+    state: CommittedState
+    loop: RoundLoop
+    model: ServerModel
+
+
+def take_up(
+    state: CommittedState,
+    *,
+    record: Callable[[Entry], None],
+    make_model: Callable[..., ServerModel],
+    scratch: Path,
+    device: torch.device | str,
+) -> Underway:
+    """Build model and loop as a committed state has them.
+
+    Args:
+        state: planned, with no round closed yet or some.
+        record: takes each ledger entry.
+        make_model: makes the server's model.
+        scratch: folder for what does not fit the memory.
+        device: torch device of the server's steps.
+    Raises: StrategyError, ModelError: the state names what this version does not have.
+    """
+    job = state.common
+    strategy = make_strategy(state.strategy, state.strategy_options)
+    model = make_model(
+        job.model,
+        cuts=state.cuts,
+        optimizer=job.optimizer,
+        rounds=job.rounds,
+        seed=job.seed,
+        strategy=strategy,
+        scratch=scratch,
+        device=device,
+    )
+    loop = RoundLoop(
+        strategy,
+        model,
+        record=record,
+        lists=state.lists,
+        cuts=state.cuts,
+        batch_size=job.batch_size,
+        seed=job.seed,
+        window=_window(state),
+        round_=state.round,
+    )
+    return Underway(state, loop, model)
+
+
+def _window(state: CommittedState) -> int:
+    """Batches that a device may be ahead, so that all devices together stay within the budget."""
+    values = max(prod(shape) for shape in state.activation_shapes.values())
+    share = WAITING_BUDGET_BYTES // (values * FLOAT32_BYTES * state.common.batch_size * len(state.jobs))
+    return max(2, min(MAX_WINDOW, share))
