@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("needs_mosquitto"):
             item.add_marker(pytest.mark.skip(reason="mosquitto is not installed (apt-get install mosquitto)"))
+
+
+def pytest_configure():
+    # A runner in the background starts us with SIGINT ignored, and all that we start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
