@@ -6,7 +6,6 @@ never happened; all else in the run folder is rebuilt from it or only read by pe
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 import msgspec
 import torch
 
+from toolkit.disk import sync_folder, write_atomically
 from toolkit.errors import CheckpointError, writing
-from toolkit.nn.weights import load_tensors, save_tensors, write_atomically
+from toolkit.nn.weights import load_tensors, save_tensors
 from toolkit.wire.job import Job, Scalar
 
 KEPT_GENERATIONS = 2
@@ -150,10 +150,6 @@ class Checkpoints:
             if place.exists():  # the same round again, after an interrupted end of a run
                 shutil.rmtree(place)
             beside.rename(place)
-            descriptor = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_folder(self._folder)
             for old in self.kept()[:-KEPT_GENERATIONS]:
                 shutil.rmtree(old.path)

@@ -10,7 +10,6 @@ devices/<id>/     what agents on this machine hold
 from __future__ import annotations
 
 import csv
-import fcntl
 import os
 import platform
 import sys
@@ -24,8 +23,8 @@ import msgspec
 from coordinator.checkpoints import Checkpoints
 from coordinator.ledger import Ledger
 from coordinator.rounds import RoundReport
+from toolkit.disk import FileLock, write_atomically
 from toolkit.errors import CheckpointError, RunError, writing
-from toolkit.nn.weights import write_atomically
 
 Status = Literal["waiting", "training", "finished", "failed", "stopped"]
 
@@ -71,18 +70,12 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, run: str) -> None:
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w")
         self.path = path
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            self._lock.close()
-            raise RunError(
-                f"Another coordinator is at work in {path}.",
-                hint="Stop it first, or start a run of another name.",
-            ) from exc
+        taken = RunError(
+            f"Another coordinator is at work in {path}.",
+            hint="Stop it first, or start a run of another name.",
+        )
+        self._lock = FileLock(path / "lock", taken=taken)
         try:
             self.record = self._read_record(run)
             self.checkpoints = Checkpoints(path / "checkpoints")

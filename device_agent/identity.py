@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from pathlib import Path
 
-from toolkit.errors import RunError, UsageError, writing
+from toolkit.disk import FileLock
+from toolkit.errors import RunError, UsageError
 from toolkit.wire.topics import check_name
 
 NONCE_BYTES = 16
@@ -44,17 +44,11 @@ class HeldIdentity:
 
     def __init__(self, home: Path, *, fleet: str, device: str) -> None:
         path = home / ".agents" / fleet / f"{device}.lock"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = path.open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            self._lock.close()
-            raise RunError(
-                f"An agent of device {device!r} runs already in {home}.",
-                hint="One device id is one process: stop the other, or give this one another --id.",
-            ) from exc
+        taken = RunError(
+            f"An agent of device {device!r} runs already in {home}.",
+            hint="One device id is one process: stop the other, or give this one another --id.",
+        )
+        self._lock = FileLock(path, taken=taken)
 
     def close(self) -> None:
         """Let it go."""

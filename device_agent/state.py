@@ -7,7 +7,6 @@ fenced                 a newer process speaks for this device; says when
 
 from __future__ import annotations
 
-import fcntl
 import io
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.errors import CheckpointError, RunError, writing
+from toolkit.disk import FileLock, write_atomically
+from toolkit.errors import CheckpointError, RunError
 from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord, read_record
-from toolkit.nn.weights import load_tensors, save_tensors, write_atomically
+from toolkit.nn.weights import load_tensors, save_tensors
 from toolkit.wire.job import Job
 
 MAX_HELD_OUT = 10_000
@@ -39,18 +39,12 @@ class DeviceFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w")
         self.path = path
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            self._lock.close()
-            raise RunError(
-                f"Another agent process of this device is at work in {path}.",
-                hint="One device id is one process: stop the other, or give this one another --id.",
-            ) from exc
+        taken = RunError(
+            f"Another agent process of this device is at work in {path}.",
+            hint="One device id is one process: stop the other, or give this one another --id.",
+        )
+        self._lock = FileLock(path / "lock", taken=taken)
 
     def check_job(self, job: Job) -> None:
         """Check that what is held here was trained for this job, and not for an earlier run of the same name.

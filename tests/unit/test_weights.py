@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tests.numerics.same import assert_same
+from toolkit.disk import write_atomically
 from toolkit.errors import CheckpointError, MachineError
 from toolkit.nn.sgd import Sgd
 from toolkit.nn.weights import (
@@ -12,7 +13,6 @@ from toolkit.nn.weights import (
     load_training_state,
     save_tensors,
     training_state,
-    write_atomically,
 )
 
 

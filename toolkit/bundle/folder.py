@@ -26,6 +26,7 @@ from toolkit.bundle.manifest import (
     decode_manifest,
     encode_manifest,
 )
+from toolkit.disk import sync_folder
 from toolkit.errors import BundleDigestError, BundleError, MachineError
 
 
@@ -145,12 +146,12 @@ def write_bundle(
         beside.mkdir(parents=True)
         for name, data in {**content, MANIFEST_FILE: encode_manifest(manifest)}.items():
             _write_synced(beside / name, data)
-        _sync_folder(beside)
+        sync_folder(beside)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         beside.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as exc:
         shutil.rmtree(beside, ignore_errors=True)
@@ -219,11 +220,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

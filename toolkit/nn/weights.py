@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,46 +11,12 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import nn
 
-from toolkit.errors import CheckpointError, writing
+from toolkit.disk import write_atomically
+from toolkit.errors import CheckpointError
 from toolkit.nn.sgd import Sgd
 
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 """A header longer than any network of ours needs; checked before the library reads it."""
-
-
-_syncs: ContextVar[bool] = ContextVar("syncs", default=True)
-
-
-@contextmanager
-def without_sync() -> Iterator[None]:
-    """Within the block, :func:`write_atomically` survives a kill but no power cut: for simulations, of many devices."""
-    before = _syncs.set(False)
-    try:
-        yield
-    finally:
-        _syncs.reset(before)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content: written beside it, synced, renamed, and the folder synced.
-
-    Raises: MachineError: the disk refuses it; the old content is whole.
-    """
-    beside = path.with_name(path.name + ".new")
-    with writing(path):
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            if _syncs.get():
-                os.fsync(file.fileno())
-        beside.replace(path)
-        if not _syncs.get():
-            return
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

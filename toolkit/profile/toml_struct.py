@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
+from toolkit.disk import sync_folder
 from toolkit.errors import HseeError, MachineError, did_you_mean
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -99,11 +100,7 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as exc:
         raise MachineError(
             f"{path} can't be written: {exc.strerror or exc}.",

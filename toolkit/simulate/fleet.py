@@ -16,10 +16,10 @@ from coordinator.server import Coordinator
 from device_agent.agent import Agent
 from device_agent.local_data import LocalData
 from device_agent.state import DeviceFolder
+from toolkit.disk import write_atomically
 from toolkit.errors import PlanError, RunError
 from toolkit.link.base import Link
 from toolkit.nn.compute import choose_compute
-from toolkit.nn.weights import write_atomically
 from toolkit.simulate.actors import PacedServerModel, PacedTrainer, go_back_to
 from toolkit.simulate.data import FleetData
 from toolkit.simulate.planning import data_facts, model_spec, planner_of, profile_texts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from toolkit.nn.weights import write_atomically
+from toolkit.disk import write_atomically
 from toolkit.simulate.evaluate import Accuracy
 
 _FILE = "result.json"

@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 from toolkit.config import Run
+from toolkit.disk import write_atomically
 from toolkit.errors import CheckpointError, RunError, UsageError
-from toolkit.nn.weights import write_atomically
 
 Transport = Literal["memory", "mqtt"]
 Baseline = Literal["centralised", "local", "fedavg", "splitfed-shared", "splitfed-per-device"]

@@ -9,8 +9,8 @@ import torch
 
 from coordinator.events import RunEvent
 from coordinator.strategy.catalogue import make_strategy
+from toolkit.disk import without_sync
 from toolkit.errors import UsageError, did_you_mean
-from toolkit.nn.weights import without_sync
 from toolkit.nn.zoo import check_model
 from toolkit.simulate.baselines.harness import train_baseline
 from toolkit.simulate.data import FleetData, load_fleet_data
