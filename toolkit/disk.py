@@ -61,7 +61,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path, *, taken: RunError) -> None:
-        with writing(path):
+        with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("w")
         try:
