@@ -124,6 +124,8 @@ class Coordinator:
         """
         try:
             busy = self._work()
+            if self.over:  # nothing is heard after the run's last word
+                return
             for event in self._link.poll(0.0 if busy else timeout_s):
                 self._on_link(event)
             self._keep_told()

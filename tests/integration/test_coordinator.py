@@ -93,6 +93,17 @@ def test_a_run_from_waiting_to_its_end(make_fleet):
     assert (record["status"], record["rounds_closed"], record["term"]) == ("finished", 3, 1)
 
 
+def test_nothing_is_told_after_the_end(make_fleet):
+    fleet = make_fleet()
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 3)
+    # Something that makes a notice waits at every poll of the coordinator, at its last one too.
+    while not fleet.coordinator.over:
+        fleet.hub.publish(TOPICS.up(RUN, "ant"), b"garbage", retain=False)
+        fleet.sweep()
+    assert isinstance(fleet.events[-1], Ended)
+
+
 def test_devices_with_different_classes_train_one_network_right(make_fleet):
     fleet = make_fleet(
         member("ant", ("class2", "class10"), n=120), member("bee", ("class1", "class2"), n=120), rounds=16
