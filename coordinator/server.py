@@ -7,7 +7,7 @@ batch. The link's own thread keeps the connection alive meanwhile.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -23,11 +23,12 @@ from coordinator.registry import refusal_of, refusal_of_model, unite
 from coordinator.rounds import Delivery, RoundLoop
 from coordinator.run_folder import RunFolder, Status
 from coordinator.server_model import ServerModel
+from coordinator.service import Service
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.underway import Underway, take_up
 from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError
-from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received
+from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received, matches
 from toolkit.wire import chunks, frames, payloads, seats
 from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Phase
 from toolkit.wire.seats import Seat, SeatPhase
@@ -53,6 +54,7 @@ class Coordinator:
         device: torch device of the server's steps.
         planner: decides the cuts; by default from the devices' profiles.
         make_model: makes the server's model.
+        services: what rides beside training; closed with the coordinator.
         connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
@@ -68,6 +70,7 @@ class Coordinator:
         device: torch.device | str = "cpu",
         planner: Planner | None = None,
         make_model: Callable[..., ServerModel] = ServerModel,
+        services: Sequence[Service] = (),
         connect_s: float = CONNECT_S,
     ) -> None:
         self._link = link
@@ -83,6 +86,7 @@ class Coordinator:
         )  # a wrong name is told before anything begins
         self._planner = planner or ProfilePlanner()
         self._make_model = make_model
+        self._services = tuple(services)
         self._ledger = folder.open_ledger()
         self.term = folder.take_up()
         self._ledger.append(TermRaised(self.term))
@@ -126,6 +130,8 @@ class Coordinator:
             busy = self._work()
             if self.over:  # nothing is heard after the run's last word
                 return
+            for service in self._services:
+                busy |= service.tick(self._link.publish)
             for event in self._link.poll(0.0 if busy else timeout_s):
                 self._on_link(event)
             self._keep_told()
@@ -157,6 +163,8 @@ class Coordinator:
         """
         self._link.close()
         try:
+            for service in self._services:
+                service.close()
             self._ledger.close()
         finally:
             shutil.rmtree(self._folder.path / SCRATCH, ignore_errors=True)
@@ -250,6 +258,8 @@ class Coordinator:
             )
         self.status = "training"
         self._folder.set_status("training")
+        for service in self._services:
+            service.begin(underway)
         self._open_round(underway)
 
     # Rounds
@@ -304,7 +314,10 @@ class Coordinator:
         match event:
             case Connected():
                 self._first_contact_by = None
-                self._link.subscribe(self._topics.all_up(self.run), self._topics.all_device_states)
+                of_services = (topics for service in self._services for topics in service.filters)
+                self._link.subscribe(
+                    self._topics.all_up(self.run), self._topics.all_device_states, *of_services
+                )
                 self._publish_bridge("online")
             case Disconnected(error=error):
                 due = self._first_contact_by
@@ -323,6 +336,10 @@ class Coordinator:
                     self._observe(Notice(f"Refused a message on {topic}: {exc.message}"))
 
     def _on_message(self, topic: str, payload: bytes) -> None:
+        for service in self._services:
+            if any(matches(topic_filter, topic) for topic_filter in service.filters):
+                service.take(topic, payload)
+                return
         if topic.endswith("/state"):
             self._on_device_state(self._topics.device_of(topic, leaf="state"), payload)
             return

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import deque
 
 import pytest
 
@@ -11,9 +12,11 @@ from coordinator.ledger import Issued, Ledger, Void, read_ledger
 from coordinator.planning import GivenCuts
 from coordinator.run_folder import RunFolder
 from coordinator.server import OFFLINE_GRACE_S, Coordinator
+from coordinator.service import Service
 from tests.numerics.fleet import RUN, TOPICS, Fleet, Member, local_data, patterns
 from toolkit.config import Run
-from toolkit.errors import MachineError, PartialError, RefusedError
+from toolkit.errors import MachineError, PartialError, RefusedError, RemoteProtocolError
+from toolkit.link.base import Received
 from toolkit.link.memory import MemoryLink
 
 SHAPE = (1, 4, 4)
@@ -102,6 +105,50 @@ def test_nothing_is_told_after_the_end(make_fleet):
         fleet.hub.publish(TOPICS.up(RUN, "ant"), b"garbage", retain=False)
         fleet.sweep()
     assert isinstance(fleet.events[-1], Ended)
+
+
+class Echo(Service):
+    """Answers each message on a topic of its own, one a turn."""
+
+    filters = ("echo/+/ask",)
+
+    def __init__(self):
+        self.waiting = deque()
+        self.log = []
+
+    def begin(self, underway):
+        self.log.append(f"began with {sorted(underway.state.jobs)} before round {underway.loop.round + 1}")
+
+    def take(self, topic, payload):
+        if payload == b"bad":
+            raise RemoteProtocolError("Not with me.")
+        self.waiting.append((topic.replace("ask", "answer"), payload))
+
+    def tick(self, publish):
+        if self.waiting:
+            publish(*self.waiting.popleft())
+        return bool(self.waiting)
+
+    def close(self):
+        self.log.append("closed")
+
+
+def test_a_service_rides_beside_training(tmp_path):
+    echo = Echo()
+    members = (member("ant"), member("bee", cut="hidden2"))
+    with Fleet(tmp_path, members, SETTINGS, services=(echo,)) as fleet:
+        asker = MemoryLink(fleet.hub, "asker")
+        asker.start()
+        asker.subscribe("echo/+/answer")
+        fleet.start()
+        fleet.run_until(lambda: fleet.round() == 2)
+        for payload in (b"1", b"bad", b"2"):
+            asker.publish("echo/x/ask", payload)
+        fleet.run_until(is_over(fleet))
+        answers = [event.payload for event in asker.poll(0.0) if isinstance(event, Received)]
+    assert answers == [b"1", b"2"]
+    assert any("Not with me." in event.text for event in of_kind(fleet, Notice))
+    assert echo.log == ["began with ['ant', 'bee'] before round 1", "closed"]
 
 
 def test_devices_with_different_classes_train_one_network_right(make_fleet):

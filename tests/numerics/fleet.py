@@ -89,7 +89,7 @@ def patterns(n, shape, *, seed, classes=("a", "b", "c")):
 class Fleet:
     """Coordinator and agents, polled in turns; the turns are shuffled from ``order``."""
 
-    def __init__(self, folder: Path, members, settings: Run, *, order=0) -> None:
+    def __init__(self, folder: Path, members, settings: Run, *, order=0, services=()) -> None:
         self.members = {member.name: member for member in members}
         self.settings = settings
         self.clock = Clock()
@@ -105,6 +105,7 @@ class Fleet:
             clock=self.clock,
             observe=self.events.append,
             planner=GivenCuts({member.name: member.cut for member in members}),
+            services=services,
         )
         self.coordinator.start()
 

@@ -10,8 +10,7 @@ from toolkit.access.accounts import grants_of
 from toolkit.access.probe import Probe
 from toolkit.errors import BrokerError
 from toolkit.findings import Finding
-from toolkit.link.base import BrokerAddress
-from toolkit.link.memory import matches
+from toolkit.link.base import BrokerAddress, matches
 from toolkit.wire.topics import Topics
 
 APART = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -264,6 +265,20 @@ def check_filter(topic_filter: str) -> None:
     )
     if not topic_filter or "\0" in topic_filter or misplaced:
         raise LocalProtocolError(f"{topic_filter!r} is not a topic filter.")
+
+
+@lru_cache(maxsize=1 << 16)
+def matches(topic_filter: str, topic: str) -> bool:
+    """Decide whether a filter takes a topic, as MQTT 3.1.1 section 4.7 has it."""
+    wanted, levels = topic_filter.split("/"), topic.split("/")
+    if topic.startswith("$") and wanted[0] in ("+", "#"):
+        return False
+    for position, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if position >= len(levels) or level not in ("+", levels[position]):
+            return False
+    return len(wanted) == len(levels)
 
 
 def check_client(client_id: str, max_packet_bytes: int) -> None:

@@ -8,7 +8,6 @@ everything above a link; the contract suite keeps it from drifting away from the
 from __future__ import annotations
 
 from collections import deque
-from functools import lru_cache
 
 from toolkit.errors import BrokerError, BrokerLostError, BrokerUnreachableError
 from toolkit.link.base import (
@@ -21,6 +20,7 @@ from toolkit.link.base import (
     check_filter,
     check_publish,
     identity_conflict,
+    matches,
 )
 
 EVICTIONS_TO_CONFLICT = 4
@@ -200,17 +200,3 @@ class MemoryLink:
             self._is_connected = True
             self._events.append(Connected(session_present=False))
             self._hub.connect(self)
-
-
-@lru_cache(maxsize=1 << 16)
-def matches(topic_filter: str, topic: str) -> bool:
-    """Decide whether a filter takes a topic, as MQTT 3.1.1 section 4.7 has it."""
-    wanted, levels = topic_filter.split("/"), topic.split("/")
-    if topic.startswith("$") and wanted[0] in ("+", "#"):
-        return False
-    for position, level in enumerate(wanted):
-        if level == "#":
-            return True
-        if position >= len(levels) or level not in ("+", levels[position]):
-            return False
-    return len(wanted) == len(levels)
