@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from coordinator.planning import FleetPlan
 from coordinator.rounds import RoundReport
-from coordinator.run_folder import Status
+from coordinator.run_record import Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,7 @@ class DeviceReport:
         n_void: batches of the list that never came.
         exit_loss: mean over its training batches, nats; None if there were none.
         server_loss: likewise, at the server.
+        excused: why the round did not wait for it; empty where it did.
     """
 
     device: str
@@ -135,6 +136,7 @@ class DeviceReport:
     server_loss: float | None
     exit_accuracy: float | None
     server_accuracy: float | None
+    excused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,4 +376,5 @@ class RoundLoop:
             server_loss=held.loss_sum / held.loss_weight if held.loss_weight else None,
             exit_accuracy=sum(batch.exit_correct for batch in held.held_out) / n_eval if n_eval else None,
             server_accuracy=n_server / n_eval if n_eval else None,
+            excused=held.excused,
         )

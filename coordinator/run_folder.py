@@ -13,49 +13,19 @@ import csv
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from coordinator.checkpoints import Checkpoints
 from coordinator.ledger import Ledger
 from coordinator.rounds import RoundReport
+from coordinator.run_record import METRICS, METRICS_FILE, RECORD_FILE, RunRecord, Status, read_record
 from toolkit.disk import FileLock, write_atomically
 from toolkit.errors import CheckpointError, RunError, writing
-
-Status = Literal["waiting", "training", "finished", "failed", "stopped"]
-
-METRICS = (
-    "round",
-    "device",
-    "cut",
-    "exit_accuracy",
-    "server_accuracy",
-    "exit_loss_nats",
-    "server_loss_nats",
-    "n_steps",
-    "n_void",
-    "n_eval",
-    "up_bytes",
-    "seconds",
-)
-
-
-class RunRecord(msgspec.Struct, kw_only=True):
-    """run.json: where a run stands, and the numbers that must never go back."""
-
-    schema: int = 1
-    run: str
-    status: Status = "waiting"
-    detail: str = ""
-    term: int = 0
-    incarnations: dict[str, int] = {}
-    started: str = ""
-    ended: str = ""
-    rounds_closed: int = 0
 
 
 class RunFolder:
@@ -110,7 +80,7 @@ class RunFolder:
     def save_record(self) -> None:
         """Write run.json."""
         write_atomically(
-            self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.record), indent=1)
+            self.path / RECORD_FILE, msgspec.json.format(msgspec.json.encode(self.record), indent=1)
         )
 
     def open_ledger(self) -> Ledger:
@@ -153,33 +123,19 @@ class RunFolder:
         }
         self.write_text("env.json", msgspec.json.format(msgspec.json.encode(environment), indent=1).decode())
 
-    def write_metrics(self, report: RoundReport, cuts: dict[str, str]) -> None:
+    def write_metrics(self, report: RoundReport, cuts: Mapping[str, str]) -> None:
         """Add a round's rows to metrics.csv."""
-        path = self.path / "metrics.csv"
+        path = self.path / METRICS_FILE
         fresh = not path.exists()
         with writing(path), path.open("a", newline="") as file:
             writer = csv.writer(file)
             if fresh:
                 writer.writerow(METRICS)
-            for device in report.devices:
-                writer.writerow(
-                    (
-                        report.round,
-                        device.device,
-                        cuts[device.device],
-                        *map(_rounded, (device.exit_accuracy, device.server_accuracy)),
-                        *map(_rounded, (device.exit_loss, device.server_loss)),
-                        device.n_steps,
-                        device.n_void,
-                        device.n_eval,
-                        device.n_bytes,
-                        f"{report.seconds:.3f}",
-                    )
-                )
+            writer.writerows(metric_rows(report, cuts))
 
     def trim_metrics(self, rounds_closed: int) -> None:
         """Drop rows of rounds that a resumed run will close again, and what an interrupted write left."""
-        path = self.path / "metrics.csv"
+        path = self.path / METRICS_FILE
         if not path.exists():
             return
         with path.open(newline="") as file:
@@ -192,16 +148,28 @@ class RunFolder:
         self._lock.close()
 
     def _read_record(self, run: str) -> RunRecord:
-        path = self.path / "run.json"
-        if not path.exists():
+        if not (self.path / RECORD_FILE).exists():
             return RunRecord(run=run)
-        try:
-            record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
-        except msgspec.DecodeError as exc:
-            raise CheckpointError(f"{path} is damaged: {exc}.", path=str(path)) from exc
+        record = read_record(self.path)
         if record.run != run:
             raise RunError(f"{self.path} holds the run {record.run!r}, not {run!r}.")
         return record
+
+
+def metric_rows(report: RoundReport, cuts: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Write a closed round as rows of metrics.csv, a device each, in the order of ``METRICS``."""
+    return [
+        (
+            str(report.round),
+            device.device,
+            cuts[device.device],
+            *map(_rounded, (device.exit_accuracy, device.server_accuracy)),
+            *map(_rounded, (device.exit_loss, device.server_loss)),
+            *map(str, (device.n_steps, device.n_void, device.n_eval, device.n_bytes)),
+            f"{report.seconds:.3f}",
+        )
+        for device in report.devices
+    ]
 
 
 def _rounded(number: float | None) -> str:

@@ -21,7 +21,8 @@ from coordinator.ledger import Issued, Planned, TermRaised
 from coordinator.planning import Planner, ProfilePlanner
 from coordinator.registry import refusal_of, refusal_of_model, unite
 from coordinator.rounds import Delivery, RoundLoop
-from coordinator.run_folder import RunFolder, Status
+from coordinator.run_folder import RunFolder
+from coordinator.run_record import Status
 from coordinator.server_model import ServerModel
 from coordinator.service import Service
 from coordinator.strategy.catalogue import make_strategy

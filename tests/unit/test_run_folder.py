@@ -8,7 +8,8 @@ import torch
 
 from coordinator.ledger import TermRaised, read_ledger
 from coordinator.rounds import DeviceReport, RoundReport
-from coordinator.run_folder import METRICS, RunFolder
+from coordinator.run_folder import RunFolder
+from coordinator.run_record import METRICS
 from tests.unit.test_checkpoints import state
 from toolkit.errors import CheckpointError, MachineError, RunError
 

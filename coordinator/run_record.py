@@ -1,0 +1,77 @@
+"""What a run folder says of its run, for whoever reads it: light, because commands on any machine do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from csv import DictReader
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from toolkit.errors import CheckpointError
+
+Status = Literal["waiting", "training", "finished", "failed", "stopped"]
+
+RECORD_FILE = "run.json"
+METRICS_FILE = "metrics.csv"
+CHECKPOINTS = "checkpoints"
+METRICS = (
+    "round",
+    "device",
+    "cut",
+    "exit_accuracy",
+    "server_accuracy",
+    "exit_loss_nats",
+    "server_loss_nats",
+    "n_steps",
+    "n_void",
+    "n_eval",
+    "up_bytes",
+    "seconds",
+)
+"""Columns of metrics.csv."""
+
+
+class RunRecord(msgspec.Struct, kw_only=True):
+    """run.json: where a run stands, and the numbers that must never go back."""
+
+    schema: int = 1
+    run: str
+    status: Status = "waiting"
+    detail: str = ""
+    term: int = 0
+    incarnations: dict[str, int] = {}
+    started: str = ""
+    ended: str = ""
+    rounds_closed: int = 0
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read run.json of a run folder.
+
+    Raises: CheckpointError: damaged. OSError: it is not there.
+    """
+    path = folder / RECORD_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunRecord)
+    except msgspec.DecodeError as exc:
+        raise CheckpointError(f"{path} is damaged: {exc}.", path=str(path)) from exc
+
+
+def committed_round(folder: Path) -> int:
+    """Say which round the newest checkpoint stands for, from the names alone; 0 before the first."""
+    names = (path.name for path in (folder / CHECKPOINTS).glob("[0-9]*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def read_metrics(folder: Path) -> Iterator[Mapping[str, str]]:
+    """Read the whole rows of metrics.csv, a device and round each; what an interrupted write left is passed over."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        for row in DictReader(file):
+            # A short row has None for what is missing; a long one a key None for what is too much.
+            if None not in row and None not in row.values() and row["round"].isdecimal():
+                yield row
