@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli.finding_display import report_findings
+from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import BrokerError, UsageError
 
@@ -23,14 +24,13 @@ app = typer.Typer(no_args_is_help=True, help="The MQTT broker: set it up, keep i
 user_app = typer.Typer(no_args_is_help=True, help="Accounts, one a process, while the broker runs.")
 app.add_typer(user_app, name="user")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Accounts = Annotated[
     list[str], typer.Argument(metavar="ACCOUNT...", help="DEVICE, DEVICE.infer, coord-RUN or op-NAME.")
 ]
 Folder = Annotated[
     Path, typer.Option("--folder", help="The folder that hsee broker init wrote, or a copy of it.")
 ]
-Broker = Annotated[
+MovedBroker = Annotated[
     str | None,
     typer.Option(metavar="mqtts://HOST", help="Where the broker is, if not where boards find it."),
 ]
@@ -138,26 +138,18 @@ def renew(
 @app.command()
 def check(
     *,
-    broker: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The MQTT broker, or mqtts://HOST:PORT.")
-    ] = None,
+    broker: Broker = None,
     fleet: Annotated[str | None, typer.Option(help="Fleet whose topics are tried.")] = None,
     username: Annotated[str | None, typer.Option(help="Account to try it with.")] = None,
-    password_file: Annotated[
-        str | None, typer.Option(help="File with its password, readable by its owner only.")
-    ] = None,
-    ca_file: Annotated[
-        str | None, typer.Option(help="Authority that signed the broker's certificate.")
-    ] = None,
+    password_file: PasswordFile = None,
+    ca_file: CaFile = None,
     other: Annotated[
         str, typer.Option(metavar="ACCOUNT", help="Another device's account, to try whether they are apart.")
     ] = "",
     other_password_file: Annotated[
         str, typer.Option(metavar="FILE", help="File with the other account's password.")
     ] = "",
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Allow a broker off this machine without TLS and login.")
-    ] = None,
+    insecure: Insecure = None,
     json: Json = False,
 ) -> None:
     """Judge a broker by stage and by what it delivers: name, TCP, TLS, login, topics, sizes, queues, speed.
@@ -208,7 +200,7 @@ def user_add(
     accounts: Accounts,
     *,
     folder: Folder = DEFAULT_FOLDER,
-    broker: Broker = None,
+    broker: MovedBroker = None,
     operator: Operator = DEFAULT_OPERATOR,
     show_password: Annotated[
         bool, typer.Option("--show-password", help="Print the passwords too; they stay in their files.")
@@ -244,7 +236,7 @@ def user_remove(
     accounts: Accounts,
     *,
     folder: Folder = DEFAULT_FOLDER,
-    broker: Broker = None,
+    broker: MovedBroker = None,
     operator: Operator = DEFAULT_OPERATOR,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
@@ -282,7 +274,7 @@ def user_remove(
 def user_list(
     *,
     folder: Folder = DEFAULT_FOLDER,
-    broker: Broker = None,
+    broker: MovedBroker = None,
     operator: Operator = DEFAULT_OPERATOR,
     json: Json = False,
 ) -> None:
@@ -313,7 +305,7 @@ def user_list(
 def user_refresh(
     *,
     folder: Folder = DEFAULT_FOLDER,
-    broker: Broker = None,
+    broker: MovedBroker = None,
     operator: Operator = DEFAULT_OPERATOR,
     json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json, table
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def calibrate(
         bool,
         typer.Option("--archive", help="Write the bundle as one .hsee file too, in place of an older one."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """Set a bundle's temperatures and thresholds so that leaving early costs at most so many points of accuracy.
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json, table
 from toolkit.config import Settings, load_config, read_password, user_config_file
 from toolkit.config.load import CWD_FILE
@@ -19,7 +20,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; may be given again."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
 @app.command()

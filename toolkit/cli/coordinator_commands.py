@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.options import Broker, CaFile, Insecure, PasswordFile, Username
 from toolkit.errors import RunError, UsageError, require
 from toolkit.wire.topics import Topics, check_name
 
@@ -34,9 +35,7 @@ class _TerminatedError(Exception):
 @app.command()
 def start(  # noqa: PLR0913 - a command's options
     *,
-    broker: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The MQTT broker, or mqtts://HOST:PORT.")
-    ] = None,
+    broker: Broker = None,
     fleet: Annotated[str | None, typer.Option(help="Fleet to serve.")] = None,
     run: Annotated[str, typer.Option(help="Name of the run; default: the time of day.")] = "",
     devices: Annotated[int | None, typer.Option(min=1, help="Devices to wait for.")] = None,
@@ -64,16 +63,10 @@ def start(  # noqa: PLR0913 - a command's options
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: auto, cpu or cuda.")] = None,
     home: Annotated[str | None, typer.Option(help="Folder of the run folders.")] = None,
-    username: Annotated[str | None, typer.Option(help="Account at the broker.")] = None,
-    password_file: Annotated[
-        str | None, typer.Option(help="File with its password, readable by its owner only.")
-    ] = None,
-    ca_file: Annotated[
-        str | None, typer.Option(help="Authority that signed the broker's certificate.")
-    ] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Allow a broker off this machine without TLS and login.")
-    ] = None,
+    username: Username = None,
+    password_file: PasswordFile = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: run.lr=0.01.")
     ] = None,

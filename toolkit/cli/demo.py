@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import RunError, require, writing
 
@@ -75,7 +76,7 @@ def demo(
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="All randomness comes from it.")] = 0,
     home: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """Show the whole loop here: three boards of unequal strength learn together, then answer without a server.
 

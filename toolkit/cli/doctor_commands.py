@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from toolkit.cli.finding_display import report_findings
+from toolkit.cli.options import Broker, Json
 from toolkit.errors import BrokerError, HseeError, MachineError, RunError, UsageError
 from toolkit.findings import Finding, has_failed
 
@@ -23,9 +24,7 @@ BROKER = "broker: "
 
 def doctor(
     *,
-    broker: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The MQTT broker, or mqtts://HOST:PORT.")
-    ] = None,
+    broker: Broker = None,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Data to look at: folder:PATH, csv:FILE, npz:FILE.")
     ] = None,
@@ -33,7 +32,7 @@ def doctor(
         Path | None,
         typer.Option(metavar="FILE", help="Write a support archive (.tar.gz) too, with secrets masked."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """Look at this machine, the installed parts, the broker and the data; each failed line names its fix.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import UsageError, did_you_mean, require
 
@@ -51,7 +52,7 @@ def export(
     archive: Annotated[
         bool, typer.Option("--archive", help="Write each bundle as one .hsee file too.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """Write the bundle of each device: its segment and exit as ONNX, checked against the trained model.
 

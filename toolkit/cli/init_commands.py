@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json
 from toolkit.errors import UsageError, writing
 
@@ -19,7 +20,7 @@ def init(
     ] = "demo",
     data: Annotated[str, typer.Option(metavar="PATH", help="Where the pictures or the table are.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Write over a hsee.toml that is here.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a commented hsee.toml that runs as it is into this folder.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli.model_spec import model_spec
+from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import require
 
@@ -37,7 +38,7 @@ def show(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Option of the model, as width=32; may be given again."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """Show a model's stages: output shape, FLOP, parameters, activation bytes; a cut layer can end a device's part.
 

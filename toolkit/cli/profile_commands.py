@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from toolkit.cli.model_spec import model_spec, pair
+from toolkit.cli.options import CaFile, Insecure, Json, PasswordFile
 from toolkit.cli.output import emit_json
 from toolkit.cli.profile_display import measuring_display, print_plan, print_profile
 from toolkit.errors import MachineError, UsageError, did_you_mean
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from toolkit.plan.cost import DeviceInput, ServerInput
     from toolkit.profile.schema import Profile
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 ASSUMED_SERVER_GFLOP_PER_S = 20.0
 DEFAULT_BATCHES = 100
 
@@ -56,15 +56,9 @@ def profile(  # noqa: PLR0913 - a command's options
     username: Annotated[
         str | None, typer.Option(help="This board's account there; its agent must not run meanwhile.")
     ] = None,
-    password_file: Annotated[
-        str | None, typer.Option(help="File with its password, readable by its owner only.")
-    ] = None,
-    ca_file: Annotated[
-        str | None, typer.Option(help="Authority that signed the broker's certificate.")
-    ] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Allow a broker off this machine without TLS and login.")
-    ] = None,
+    password_file: PasswordFile = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = None,
     fleet: Annotated[str | None, typer.Option(help="Fleet whose topics the account may use.")] = None,
     codec: Annotated[str, typer.Option(help="Codec of what is sent to the broker.")] = "float32",
     name: Annotated[str, typer.Option(help="Name of the profile.")] = "",

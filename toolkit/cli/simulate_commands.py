@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import ConfigError, UsageError, did_you_mean, require
 from toolkit.wire.topics import check_name
@@ -85,7 +86,7 @@ def simulate(  # noqa: PLR0913 - a command's options
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: run.lr=0.01.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    json: Json = False,
 ) -> None:
     """Train a fleet on this machine, with the real coordinator and agents, in virtual time.
 
