@@ -19,8 +19,8 @@ N_PICTURES = 40
 HOOK = """
 import atexit, os, sys
 def leave():
-    with open(os.environ["LOADED"], "a") as file:
-        print(os.getpid(), *sys.modules, file=file)
+    with open(f"{os.environ['LOADED']}/{os.getpid()}", "w") as file:
+        print(*sys.modules, file=file)
 atexit.register(leave)
 """
 
@@ -48,11 +48,12 @@ def loaded(hsee):
     """Modules that each process had loaded when it ended, by process id."""
     (hsee.folder / "hook").mkdir()
     (hsee.folder / "hook/sitecustomize.py").write_text(HOOK)
-    path = hsee.folder / "loaded"
-    hsee.env |= {"PYTHONPATH": f"{hsee.folder / 'hook'}:{ROOT}", "LOADED": str(path)}
+    folder = hsee.folder / "loaded"
+    folder.mkdir()
+    hsee.env |= {"PYTHONPATH": f"{hsee.folder / 'hook'}:{ROOT}", "LOADED": str(folder)}
     return lambda: {
-        int(line.split()[0]): {name.partition(".")[0] for name in line.split()[1:]}
-        for line in path.read_text().splitlines()
+        int(path.name): {name.partition(".")[0] for name in path.read_text().split()}
+        for path in folder.iterdir()
     }
 
 
