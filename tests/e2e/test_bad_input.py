@@ -97,6 +97,15 @@ def test_a_wrong_password(refused, tmp_path, monkeypatch, words):
     assert hint.startswith("Check the user name, and its password in HSEE_BROKER_PASSWORD")
 
 
+def test_the_demo_looks_for_its_broker_before_it_measures(refused, tmp_path):
+    port = free_port()
+    status, message, hint = refused("demo", "--broker", f"127.0.0.1:{port}")
+    assert status == 4
+    assert message == f"Nobody listens at mqtt://127.0.0.1:{port}. (HSEE-E401)"
+    assert hint
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("words", [[*AGENT, "--data", "digits"], START, ["demo"]])
 def test_a_broker_elsewhere_without_tls_is_refused_before_anything_is_written(refused, tmp_path, words):
     status, message, hint = refused(*words, "--broker", INSECURE)

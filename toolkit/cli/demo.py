@@ -269,9 +269,13 @@ def _check(strategy: str, broker: str) -> None:
     for module, part in (("torch", "all"), ("paho", "all"), ("onnx", "all"), ("onnxscript", "all")):
         require(module, part=part, purpose="The demo")
     if broker:
+        from toolkit.access.probe import Probe
         from toolkit.link.base import parse_broker
 
-        parse_broker(broker).require_secure()
+        address = parse_broker(broker)
+        address.require_secure()
+        with Probe(address):
+            pass
     else:
         require("amqtt", part="all", purpose="The demo's own broker")
     from coordinator.strategy.catalogue import make_strategy
