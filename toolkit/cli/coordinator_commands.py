@@ -16,6 +16,7 @@ from toolkit.errors import RunError, UsageError, require
 from toolkit.wire.topics import Topics, check_name
 
 if TYPE_CHECKING:
+    from coordinator.events import RunEvent
     from coordinator.run_folder import RunFolder
     from toolkit.cli.run_display import RunDisplay
     from toolkit.config import Settings
@@ -182,6 +183,8 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
 
     import torch
 
+    from coordinator.desk import Desk
+    from coordinator.events import Notice
     from coordinator.server import Coordinator
     from toolkit.config import settings_text
     from toolkit.link.connect import make_link
@@ -195,15 +198,22 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     link = make_link(address, client_id=address.username or f"coord-{run}", will=will)
     folder.write_text("config.toml", settings_text(settings))
     folder.write_environment()
+    desk = Desk(folder.path.parent, warn=lambda text: display.show(Notice(text)))
+
+    def observe(event: RunEvent) -> None:
+        display.show(event)
+        desk.take(event)
+
     coordinator = Coordinator(
         link,
         topics=topics,
         folder=folder,
         settings=settings.run,
         clock=time.monotonic,
-        observe=display.show,
+        observe=observe,
         device=choose_compute(settings.run.compute),
     )
+    desk.begin(folder.path)
     display.begin(run=run, folder=folder.path, broker=str(address), fleet=topics.fleet)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -218,6 +228,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     finally:
         signal.signal(signal.SIGTERM, previous)
         coordinator.close()
+        desk.close()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
