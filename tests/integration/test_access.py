@@ -60,6 +60,9 @@ def allowed(served: ServedBroker) -> dict[str, tuple[set[str], set[str]]]:
         table[topics.device_state(device)] = ({device}, {*coordinators, "op-admin"})
         table[topics.device_info(device)] = ({device}, {*coordinators, "op-admin"})
         table[f"{topics.device_info(device)}/below"] = (set(), {"op-admin"})
+        infers = {f"{device}.infer"} & set(ACCOUNTS)
+        table[topics.ask(device)] = (infers, {*coordinators, "op-admin"})
+        table[topics.answer(device)] = (coordinators, {*infers, "op-admin"})
         for run in ("r1", "r2"):
             table[topics.up(run, device)] = ({device}, {f"coord-{run}", "op-admin"})
             table[topics.down(run, device)] = ({f"coord-{run}"}, {device, "op-admin"})

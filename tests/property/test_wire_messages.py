@@ -13,10 +13,13 @@ from toolkit.wire import chunks, frames, payloads, tensors, words
 from toolkit.wire.job import Job, ModelSpec, OptimizerSpec
 from toolkit.wire.limits import MAX_CHUNKS
 from toolkit.wire.messages import (
+    Answer,
+    Ask,
     Assignment,
     Bye,
     Chunk,
     DataSummary,
+    Declined,
     Fenced,
     Hello,
     MeasureRequest,
@@ -93,6 +96,7 @@ def states(draw: st.DrawFn) -> State:
     )
 
 
+digests = st.binary(min_size=32, max_size=32)
 tensor_specs = st.builds(
     TensorSpec,
     name=labels,
@@ -154,7 +158,7 @@ KINDS: dict[type[Message], st.SearchStrategy[Message]] = {
         exit_loss=not_negative,
         exit_correct=counts,
         tensors=st.lists(tensor_specs, min_size=1, max_size=5),
-        sha256=st.binary(min_size=32, max_size=32),
+        sha256=digests,
         remade=st.booleans(),
     ),
     Welcome: st.builds(
@@ -170,6 +174,29 @@ KINDS: dict[type[Message], st.SearchStrategy[Message]] = {
     State: states(),
     Refusal: st.builds(Refusal, boot_nonce=nonces, code=st.text(max_size=32), message=texts),
     Fenced: st.builds(Fenced, boot_nonce=nonces, incarnation=positives),
+    Ask: st.builds(
+        Ask,
+        boot_nonce=nonces,
+        n=positives,
+        device=names,
+        run=names,
+        cut=labels,
+        round=counts,
+        origin=digests,
+        ttl_ms=st.integers(1, 60_000),
+        tensors=st.lists(tensor_specs, min_size=1, max_size=1),
+        sha256=digests,
+    ),
+    Answer: st.builds(
+        Answer,
+        boot_nonce=nonces,
+        n=positives,
+        origin=digests,
+        theta_round=counts,
+        tensors=st.lists(tensor_specs, min_size=1, max_size=1),
+        sha256=digests,
+    ),
+    Declined: st.builds(Declined, boot_nonce=nonces, n=positives, code=st.text(max_size=32), message=texts),
 }
 
 

@@ -6,10 +6,13 @@ import numpy as np
 
 from toolkit.wire.job import Job, ModelSpec
 from toolkit.wire.messages import (
+    Answer,
+    Ask,
     Assignment,
     Bye,
     Chunk,
     DataSummary,
+    Declined,
     Fenced,
     Hello,
     MeasureRequest,
@@ -85,6 +88,27 @@ STATE = State(
 )
 REFUSAL = Refusal(boot_nonce=NONCE, code="late", message="The run began without this device.")
 FENCED = Fenced(boot_nonce=NONCE, incarnation=2)
+ASK = Ask(
+    boot_nonce=NONCE,
+    n=1,
+    device="dev1",
+    run="run1",
+    cut="layer1",
+    round=3,
+    origin=bytes(range(32)),
+    ttl_ms=200,
+    tensors=[TensorSpec(name="h", shape=[2, 3], codec="float32", n_bytes=24)],
+    sha256=bytes(range(32)),
+)
+ANSWER = Answer(
+    boot_nonce=NONCE,
+    n=1,
+    origin=bytes(range(32)),
+    theta_round=4,
+    tensors=[TensorSpec(name="logits", shape=[2, 2], codec="float32", n_bytes=16)],
+    sha256=bytes(range(32)),
+)
+DECLINED = Declined(boot_nonce=NONCE, n=1, code="run", message="Another run is served here.")
 MESSAGES: tuple[Message, ...] = (
     HELLO,
     BYE,
@@ -95,6 +119,9 @@ MESSAGES: tuple[Message, ...] = (
     STATE,
     REFUSAL,
     FENCED,
+    ASK,
+    ANSWER,
+    DECLINED,
 )
 
 ADDRESS = PayloadAddress(device="dev1", round=1, seq=2, term=3, incarnation=4, plan_version=5, cut="layer1")

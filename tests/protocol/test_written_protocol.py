@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from device_agent.agent import ADVICE
 from tests.protocol import diagrams
 from tests.protocol.samples import MESSAGES
 from toolkit.wire import job, limits, messages
-from toolkit.wire.messages import AnyMessage, DownMessage, UpMessage
+from toolkit.wire.messages import AnswerMessage, AnyMessage, AskMessage, DownMessage, UpMessage
 from toolkit.wire.topics import Topics
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def table(heading: str) -> dict[str, str]:
 
 def test_there_are_quotes_to_check():
     assert len(quotes()) >= 15
-    assert len(sections()) == 14
+    assert len(sections()) == 15
 
 
 @pytest.mark.parametrize(("where", "section", "sentence"), quotes())
@@ -88,19 +89,25 @@ def test_every_topic_stands_in_the_table():
         topics.check("<account>"),
         topics.up("<run>", "<device>"),
         topics.down("<run>", "<device>"),
+        topics.ask("<device>"),
+        topics.answer("<device>"),
         topics.check("<account>"),
     ]
     assert re.findall(r"^\| `(hsee/[^`]+)`", TEXT, flags=re.MULTILINE) == known
 
 
-@pytest.mark.parametrize(("leaf", "kinds"), [("up", UpMessage), ("down", DownMessage)])
+@pytest.mark.parametrize(
+    ("leaf", "kinds"),
+    [("up", UpMessage), ("down", DownMessage), ("ask", AskMessage), ("answer", AnswerMessage)],
+)
 def test_each_way_carries_what_its_row_says(leaf, kinds):
     (row,) = re.findall(rf"^\| `[^`]+/{leaf}` .*one frame: ([^|]+) \|$", TEXT, flags=re.MULTILINE)
-    assert set(re.split(r", | or ", row)) == {kind.__name__.lower() for kind in kinds.__args__}
+    carried = get_args(kinds) or (kinds,)
+    assert set(re.split(r", | or ", row)) == {kind.__name__.lower() for kind in carried}
 
 
 def test_every_code_of_a_refusal_is_named():
-    (row,) = re.findall(r"^\| `code` \|[^|]*\| ([^|]*); more MAY come \|$", TEXT, flags=re.MULTILINE)
+    (row,) = re.findall(r"^\| `code` \|[^|]*\| (`name`[^|]*); more MAY come \|$", TEXT, flags=re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == {"name", *ADVICE}
 
 

@@ -73,16 +73,21 @@ def grants_of(account: str, topics: Topics) -> Grants:
                 receive=(topics.bridge_state, topics.down("+", account), own),
             )
         case "infer":
-            return Grants(publish=(own,), receive=(topics.bridge_state, own))
+            device = account.removesuffix(INFER_SUFFIX)
+            return Grants(
+                publish=(topics.ask(device), own),
+                receive=(topics.bridge_state, topics.answer(device), own),
+            )
         case "coordinator":
             run = account.removeprefix(COORDINATOR_PREFIX)
             return Grants(
-                publish=(topics.bridge_state, topics.down(run, "+"), own),
+                publish=(topics.bridge_state, topics.down(run, "+"), topics.answer("+"), own),
                 receive=(
                     topics.bridge_state,
                     topics.all_up(run),
                     topics.all_device_states,
                     topics.device_info("+"),
+                    topics.all_asks,
                     own,
                 ),
             )

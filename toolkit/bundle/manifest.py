@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Annotated, Literal
 
@@ -212,7 +213,14 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the weights come from; ``created`` is UTC, ISO 8601."""
+    """Where the weights come from.
+
+    Attributes:
+        round: that the device's part was taken from.
+        created: UTC, ISO 8601.
+        weights: SHA-256 of the file with the device's part as it was trained.
+        codec: in which its activations travelled in training.
+    """
 
     run: Text
     device: Text
@@ -221,6 +229,21 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     round: Count
     created: Text
     software: dict[str, str]
+    weights: Digest | None = None
+    codec: Text = "float32"
+
+    def origin(self) -> bytes:
+        """Name the device's part as trained: a digest of run, device, cut, round and weights (PROTOCOL.md 15).
+
+        Raises: BundleError: the bundle does not say which weights it was made of.
+        """
+        if self.weights is None:
+            raise BundleError(
+                "This bundle does not name the weights that it was made of, so nobody can answer for it.",
+                hint="Export it again with this version of hsee.",
+            )
+        words = ("hsee segment 1", self.run, self.device, self.cut, str(self.round), self.weights)
+        return hashlib.sha256("\n".join(words).encode()).digest()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

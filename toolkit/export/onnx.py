@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,7 +84,7 @@ def export_held(
             classes=job.classes,
             mean=job.mean,
             std=job.std,
-            provenance=_provenance(record, now()),
+            provenance=_provenance(folder, record, now()),
             rest=rest,
             rest_origin="" if server is None else server.origin,
         ),
@@ -111,7 +112,7 @@ def _load_piece(folder: Path, record: SegmentRecord) -> Piece:
     return Piece(built.segment, built.exit_head, exit_name=job.cut)
 
 
-def _provenance(record: SegmentRecord, now: datetime) -> Provenance:
+def _provenance(folder: Path, record: SegmentRecord, now: datetime) -> Provenance:
     exporters = {f"export.{name}": version(name) for name in ("onnx", "onnxruntime", "torch")}
     return Provenance(
         run=record.job.run,
@@ -121,4 +122,6 @@ def _provenance(record: SegmentRecord, now: datetime) -> Provenance:
         round=record.round,
         created=now.isoformat(timespec="seconds"),
         software={**record.software, **exporters, "export.hsee": __version__},
+        weights=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        codec=record.job.codec,
     )

@@ -18,6 +18,10 @@ MAX_MESSAGE_BYTES = 384 * 1024
 """The largest MQTT packet hsee sends: a chunk, or a header of full length; a broker must take it."""
 MAX_OPEN_PAYLOADS = 8
 """Payloads of one device that may be incomplete at a time; the oldest is abandoned first."""
+MAX_ASK_BYTES = 4 * 1024 * 1024
+"""An offloaded question or its answer, whole."""
+MAX_ASK_SAMPLES = 256
+MAX_ASK_TTL_MS = 60_000
 MAX_CLASSES = 65_536
 MAX_CHANNELS = 4096
 MIN_TRAIN_SAMPLES = 2

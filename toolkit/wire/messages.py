@@ -14,6 +14,7 @@ from msgspec import Meta
 from toolkit.errors import LocalProtocolError
 from toolkit.wire.job import ClassNames, Count, Job, ModelSpec, Name, Positive, Shape
 from toolkit.wire.limits import (
+    MAX_ASK_TTL_MS,
     MAX_CHANNELS,
     MAX_CHUNKS,
     MAX_NDIM,
@@ -213,9 +214,56 @@ class Fenced(Message, frozen=True, kw_only=True):
     incarnation: Positive
 
 
+class Ask(Message, frozen=True, kw_only=True):
+    """Board to coordinator: what does the route behind my cut say of these samples?
+
+    Attributes:
+        n: counts the questions of this process; with ``boot_nonce`` the question's id.
+        origin: names the segment as trained, see :meth:`toolkit.bundle.manifest.Provenance.origin`.
+        round: that the segment was taken from.
+        ttl_ms: after so long the asker no longer waits; counted from when it arrived.
+        sha256: of the body.
+    """
+
+    boot_nonce: Nonce
+    n: Positive
+    device: Name
+    run: Name
+    cut: Annotated[str, Meta(min_length=1, max_length=256)]
+    round: Count
+    origin: Digest
+    ttl_ms: Annotated[int, Meta(ge=1, le=MAX_ASK_TTL_MS)]
+    tensors: Annotated[list[TensorSpec], Meta(min_length=1, max_length=1)]
+    sha256: Digest
+
+
+class Answer(Message, frozen=True, kw_only=True):
+    """Coordinator to board: the logits of one question, and which of the coordinator's layers gave them."""
+
+    boot_nonce: Nonce
+    n: Positive
+    origin: Digest
+    theta_round: Count
+    tensors: Annotated[list[TensorSpec], Meta(min_length=1, max_length=1)]
+    sha256: Digest
+
+
+class Declined(Message, frozen=True, kw_only=True):
+    """Coordinator to board: this question gets no answer; don't wait for one."""
+
+    boot_nonce: Nonce
+    n: Positive
+    code: Annotated[str, Meta(max_length=32)]
+    message: Text
+
+
 UpMessage = Hello | Bye | Chunk
 DownMessage = Welcome | Assignment | State | Refusal | Fenced
-AnyMessage = Hello | Bye | Chunk | Payload | Welcome | Assignment | State | Refusal | Fenced
+AskMessage = Chunk
+AnswerMessage = Chunk | Declined
+AnyMessage = (
+    Hello | Bye | Chunk | Payload | Welcome | Assignment | State | Refusal | Fenced | Ask | Answer | Declined
+)
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -52,6 +52,14 @@ class Topics:
         """Binary, coordinator to device; never retained."""
         return f"{ROOT}/{self.fleet}/data/{run}/{device}/down"
 
+    def ask(self, device: str) -> str:
+        """Binary, board to coordinator: offloaded questions; never retained, QoS 0."""
+        return f"{ROOT}/{self.fleet}/infer/{device}/ask"
+
+    def answer(self, device: str) -> str:
+        """Binary, coordinator to board: their answers; never retained, QoS 0."""
+        return f"{ROOT}/{self.fleet}/infer/{device}/answer"
+
     def check(self, account: str) -> str:
         """An account's own loop, by which ``hsee broker check`` judges the broker; no protocol message."""
         return f"{ROOT}/{self.fleet}/check/{account}"
@@ -59,6 +67,11 @@ class Topics:
     def all_up(self, run: str) -> str:
         """Filter: what all devices of a run send."""
         return self.up(run, "+")
+
+    @property
+    def all_asks(self) -> str:
+        """Filter: the questions of every board."""
+        return self.ask("+")
 
     @property
     def everything(self) -> str:
@@ -70,16 +83,16 @@ class Topics:
         """Filter: the state of every device."""
         return self.device_state("+")
 
-    def device_of(self, topic: str, *, leaf: Literal["up", "state"]) -> str:
+    def device_of(self, topic: str, *, leaf: Literal["up", "state", "ask"]) -> str:
         """Read the device id out of a received topic.
 
         Raises: RemoteProtocolError: it is no such topic of this fleet.
         """
         levels = topic.split("/")
-        shape = ("data", 7) if leaf == "up" else ("device", 6)
+        branch, n_levels = {"up": ("data", 7), "state": ("device", 6), "ask": ("infer", 6)}[leaf]
         if (
-            topic.startswith(f"{ROOT}/{self.fleet}/{shape[0]}/")
-            and len(levels) == shape[1]
+            topic.startswith(f"{ROOT}/{self.fleet}/{branch}/")
+            and len(levels) == n_levels
             and levels[-1] == leaf
             and _NAME.fullmatch(levels[-2])
         ):
