@@ -10,9 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from coordinator.events import RoundClosed
 from coordinator.ledger import Void, read_ledger
+from toolkit.cli.app import app
 from toolkit.config import Run
 from toolkit.errors import CutError, HseeError, RunError, UsageError
 from toolkit.nn.weights import load_tensors
@@ -294,3 +296,16 @@ def test_the_command_plans_from_profiles_and_prints_json(tmp_path):
     assert told["summary"]["common"].keys() == {"exit", "server"}
     assert "profiles" in told["seeds"][0]["times"]
     assert (tmp_path / "run" / "profiles" / "dev2.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--test", "digits", "--test-users", "1/5"], "--test and --test-users"),
+        (["--test-users", "1/5", "--test-share", "0.1"], "--test-users and --test-share"),
+    ],
+)
+def test_one_test_set_is_named(flags, said, tmp_path):
+    done = CliRunner().invoke(app, ["simulate", *flags, "-o", str(tmp_path / "run")])
+    assert isinstance(done.exception, UsageError)
+    assert said in str(done.exception)

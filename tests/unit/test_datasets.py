@@ -147,6 +147,7 @@ def test_python_source(tmp_path, monkeypatch):
         ("csv:/no/such.csv", DataNotFoundError, "/no/such.csv"),
         ("torchvision:cifar", DataError, "Did you mean 'cifar10'"),
         ("torchvision:cifar10", DataError, "device.root"),
+        ("torchvision:cifar10:tset", DataError, "torchvision:cifar10:test"),
     ],
 )
 def test_wrong_sources_say_what_and_what_next(text, error, said):
@@ -177,12 +178,13 @@ def test_torchvision_reads_pictures_also_beside_another_torch(tmp_path):
     code = (
         "import sys, pathlib; from toolkit.nn.datasets import load_source;"
         "d = load_source('torchvision:mnist', root=pathlib.Path(sys.argv[1]));"
-        "print(d.x.shape, d.x.max(), len(d.classes), d.y[:3].tolist())"
+        "print(d.x.shape, d.x.max(), len(d.classes), d.y[:3].tolist());"
+        "print(len(load_source('torchvision:mnist:test', root=pathlib.Path(sys.argv[1]))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "(20, 1, 28, 28) 1.0 10 [0, 1, 2]"
+    assert done.stdout.strip() == "(20, 1, 28, 28) 1.0 10 [0, 1, 2]\n10"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_MB = 1e6
 ASSUMED_SERVER_GFLOP_PER_S = 20.0
+TEST_SHARE = 0.2
 
 
 def simulate(  # noqa: PLR0913 - a command's options
@@ -38,9 +39,19 @@ def simulate(  # noqa: PLR0913 - a command's options
         str, typer.Option(help="Who holds what: iid, dirichlet:ALPHA, shards:N or user.")
     ] = "dirichlet:0.5",
     held_out: Annotated[float, typer.Option(help="Share of a device's samples kept out of training.")] = 0.2,
+    test: Annotated[
+        str, typer.Option(metavar="SOURCE", help="A common test set of its own, written as --data is.")
+    ] = "",
+    test_users: Annotated[
+        str,
+        typer.Option(metavar="K/N", help="Leave people out: the K-th of N groups of users is the test set."),
+    ] = "",
     test_share: Annotated[
-        float, typer.Option(help="Share of all samples set aside as a common, balanced test set; 0 for none.")
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            help="Share of all samples set aside as a common, balanced test set; 0 for none. Default: 0.2."
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Network to train.")] = None,
     cuts: Annotated[
         str, typer.Option(metavar="A,B,...", help="Cut layers, given to the devices in turn.")
@@ -111,7 +122,9 @@ def simulate(  # noqa: PLR0913 - a command's options
         "download": download,
         "partition": partition,
         "held_out": held_out,
-        "test_share": test_share,
+        "test": test,
+        "test_users": test_users,
+        "test_share": _test_share(test, test_users, test_share),
         "cuts": [cut.strip() for cut in cuts.split(",") if cut.strip()],
         "plan": plan_text,
         "profiles": _profile_texts(profiles),
@@ -194,6 +207,16 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} can't be read: {exc}.", hint="Check the path.", file=str(path)) from exc
+
+
+def _test_share(test: str, test_users: str, share: float | None) -> float:
+    given = [flag for flag, value in (("--test", test), ("--test-users", test_users)) if value]
+    given += ["--test-share"] * (share is not None)
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} each name a test set.", hint="Give one of them.")
+    if given and share is None:
+        return 0.0
+    return TEST_SHARE if share is None else share
 
 
 def _pairs(texts: list[str] | None, flag: str, sign: str, kind: type[int | float]) -> dict[str, float]:

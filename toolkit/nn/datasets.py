@@ -5,7 +5,6 @@ The only importer of torchvision, and that only for its data sets; all else here
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from toolkit.errors import DataError, DataNotFoundError, HseeError, ShapeError, did_you_mean, require
+from toolkit.nn.csv_file import read_csv
 from toolkit.runtime.arrays import open_npz, scale
 from toolkit.runtime.pictures import list_class_folders, read_picture
 
@@ -30,7 +30,8 @@ TORCHVISION_SETS = {
     "mnist": "MNIST",
     "stl10": "STL10",
 }
-"""Our names of torchvision's classes; each is read as its training part."""
+"""Our names of torchvision's classes; each is read as its training part, or as its test part by ``NAME:test``."""
+_PARTS = ("train", "test")
 MIN_CLASSES = 2
 
 
@@ -76,8 +77,8 @@ def load_source(text: str, *, root: Path | None = None, download: bool = False) 
     """Load a data source.
 
     Args:
-        text: ``digits``, ``folder:PATH``, ``npz:PATH``, ``csv:PATH``, ``torchvision:NAME`` or
-            ``python:PACKAGE.MODULE:FUNCTION``.
+        text: ``digits``, ``folder:PATH``, ``npz:PATH``, ``csv:PATH`` or ``csv:PATH?window=128&stride=64``,
+            ``torchvision:NAME`` or ``torchvision:NAME:test``, or ``python:PACKAGE.MODULE:FUNCTION``.
         root: the folder that holds torchvision's data sets.
         download: torchvision may fetch a set that is not in ``root``.
 
@@ -138,41 +139,8 @@ def _npz(text: str, path: str) -> Dataset:
 
 
 def _csv(text: str, path: str) -> Dataset:
-    """One sample a row; a first line may name the columns ``label`` and ``user``, else the label stands last."""
-    file = Path(path).expanduser()
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [row for row in csv.reader(stream) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise DataNotFoundError(
-            f"{file} can't be read: {exc}.",
-            hint="Check the path; it must be a text file in UTF-8.",
-            path=str(file),
-        ) from exc
-    names = rows.pop(0) if rows and "label" in rows[0] else None
-    width = len(names or (rows[0] if rows else []))
-    label_at = names.index("label") if names else width - 1
-    user_at = names.index("user") if names and "user" in names else None
-    features = [column for column in range(width) if column not in (label_at, user_at)]
-    x = np.empty((len(rows), len(features)), np.float32)
-    for n, row in enumerate(rows):
-        try:
-            x[n] = [float(row[column]) for column in features]
-        except (IndexError, ValueError) as exc:
-            raise DataError(
-                f"{file}, sample {n + 1}: {exc}.",
-                hint=f"Every row needs {len(features)} numbers and a label, which stands last "
-                "unless a first line names the columns ('label', perhaps 'user').",
-                sample=n + 1,
-            ) from exc
-        if len(row) != width:
-            raise DataError(
-                f"{file}, sample {n + 1} has {len(row)} values; the first line has {width}.",
-                hint="Every row needs the same columns.",
-                sample=n + 1,
-            )
-    user = None if user_at is None else [row[user_at] for row in rows]
-    return make_dataset(x, [row[label_at] for row in rows], user=user, name=text)
+    found = read_csv(path)
+    return make_dataset(found.x, found.labels, user=found.user, name=text)
 
 
 def _python(text: str, path: str) -> Dataset:
@@ -216,7 +184,14 @@ _READERS: dict[str, Callable[[str, str], Dataset]] = {
 }
 
 
-def _torchvision(text: str, name: str, *, root: Path | None, download: bool) -> Dataset:
+def _torchvision(text: str, rest: str, *, root: Path | None, download: bool) -> Dataset:
+    name, colon, part = rest.partition(":")
+    part = part if colon else "train"
+    if part not in _PARTS:
+        raise DataError(
+            f"A torchvision data set has no part {part!r}.",
+            hint=f"Write torchvision:{name} or torchvision:{name}:test.",
+        )
     if name not in TORCHVISION_SETS:
         raise DataError(
             f"hsee reads no torchvision data set {name!r}.", hint=did_you_mean(name, TORCHVISION_SETS)
@@ -229,7 +204,7 @@ def _torchvision(text: str, name: str, *, root: Path | None, download: bool) -> 
         )
     require("torchvision", part="datasets", purpose=f"The data source {text!r}")
     make = getattr(import_torchvision("datasets"), TORCHVISION_SETS[name])
-    which = {"split": "train"} if name == "stl10" else {"train": True}
+    which = {"split": part} if name == "stl10" else {"train": part == "train"}
     try:
         stored = make(str(root.expanduser()), download=download, **which)
     except (OSError, RuntimeError) as exc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,36 +21,6 @@ DEFAULT_MIN_SAMPLES = 10
 """Samples below which a part is too small to hold some out and train on the rest."""
 _MAX_DRAWS = 1000
 _PARTITION_STREAM, _HELD_OUT_STREAM = 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionReport:
-    """How the classes fell.
-
-    Attributes:
-        classes: all class names.
-        counts: (n_parts, n_classes), samples.
-    """
-
-    classes: tuple[str, ...]
-    counts: Indices
-
-    @property
-    def missing(self) -> dict[int, tuple[str, ...]]:
-        """The classes that ran out, by part (from 1); parts that have all are left out."""
-        absent = {
-            part: tuple(c for c, n in zip(self.classes, row, strict=True) if n == 0)
-            for part, row in enumerate(self.counts.tolist(), start=1)
-        }
-        return {part: names for part, names in absent.items() if names}
-
-    def __str__(self) -> str:
-        lines = []
-        for part, row in enumerate(self.counts.tolist(), start=1):
-            names = self.missing.get(part)
-            without = f", none of {', '.join(names)}" if names else ""
-            lines.append(f"part {part}: {sum(row)} samples{without}")
-        return "\n".join(lines)
 
 
 def partition(
@@ -104,12 +74,6 @@ def partition(
     )
 
 
-def report_partition(dataset: Dataset, parts: list[Indices]) -> PartitionReport:
-    """Count the classes of each part."""
-    counts = [np.bincount(dataset.y[part], minlength=len(dataset.classes)) for part in parts]
-    return PartitionReport(dataset.classes, np.stack(counts).astype(np.int64))
-
-
 def take_part(
     dataset: Dataset, spec: str = "dirichlet:0.5", part: tuple[int, int] = (1, 1), seed: int = 0
 ) -> Dataset:
@@ -131,14 +95,20 @@ def take_part(
     return _as_part(dataset, indices, f"{spec}, part {number}/{n_parts}, seed {seed}" if n_parts > 1 else "")
 
 
-def divide(dataset: Dataset, spec: str, n_parts: int, seed: int) -> list[Dataset]:
+def divide(dataset: Dataset, spec: str, n_parts: int, seed: int) -> list[tuple[Indices, Dataset]]:
     """Take every device's part at once: the same ones as :func:`take_part`.
 
+    Returns: for each part its rows of ``dataset``, ascending, and their samples.
     Raises: DataError: no division fits.
     """
     parts = partition(spec, dataset.y, n_parts, seed, dataset.user)
     return [
-        _as_part(dataset, indices, f"{spec}, part {number}/{n_parts}, seed {seed}" if n_parts > 1 else "")
+        (
+            indices,
+            _as_part(
+                dataset, indices, f"{spec}, part {number}/{n_parts}, seed {seed}" if n_parts > 1 else ""
+            ),
+        )
         for number, indices in enumerate(parts, start=1)
     ]
 

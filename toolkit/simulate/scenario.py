@@ -25,7 +25,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         names: of the devices.
         data: the source that is divided over them.
         held_out: share of each device's samples kept out of training.
-        test_share: share of all samples set aside first, as a test set with as many samples of every class.
+        test: source of a common test set of its own; empty for one taken off ``data``.
+        test_users: "K/N": the K-th of N groups of the people in ``data`` is the test set; empty for none.
+        test_share: where neither is given, share of all samples set aside first, as a test set with as many
+            samples of every class; 0 for none.
         cuts: given to the devices in turn; empty for a plan or profiles.
         plan: a plan's TOML text; empty for none.
         profiles: profiles' TOML texts, given to the devices in turn.
@@ -42,6 +45,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     download: bool = False
     partition: str = "iid"
     held_out: float = 0.2
+    test: str = ""
+    test_users: str = ""
     test_share: float = 0.2
     cuts: tuple[str, ...] = ()
     plan: str = ""

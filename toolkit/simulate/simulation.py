@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from coordinator.events import RunEvent
+from coordinator.events import Notice, RunEvent
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.disk import without_sync
 from toolkit.errors import UsageError, did_you_mean
 from toolkit.nn.zoo import check_model
 from toolkit.simulate.baselines.harness import train_baseline
-from toolkit.simulate.data import FleetData, load_fleet_data
+from toolkit.simulate.data import FleetData, keep_division, load_fleet_data
 from toolkit.simulate.evaluate import evaluate_run
 from toolkit.simulate.fleet import SimulatedFleet
 from toolkit.simulate.mqtt_run import run_over_mqtt
@@ -58,6 +58,9 @@ def simulate(
 
 def _run_seed(scenario: Scenario, path: Path, observe: Observe, broker: str) -> SeedResult:
     data = load_fleet_data(scenario)
+    keep_division(path, data.division)
+    if data.division.warning:
+        observe(Notice(data.division.warning))
     if scenario.baseline is not None:
         return train_baseline(scenario, scenario.baseline, data, observe)
     return _run_fleet(scenario, data, path, observe, broker)
