@@ -59,7 +59,9 @@ class Size:
     settings: tuple[str, ...]
 
 
-SMALL = Size(8_890, 2_000, 6, ("run.model_options.width=16", "run.compute=cpu"))
+SMALL = Size(
+    8_890, 2_000, 6, ("run.model_options.width=16", "run.model_options.stem=strided", "run.compute=cpu")
+)
 FULL = Size(50_000, 10_000, 30, ("run.model_options.width=64", "run.compute=cuda"))
 
 

@@ -109,8 +109,8 @@ def test_resnets_compute_what_torchvisions_do(name):
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-def test_the_small_stem_keeps_the_size_and_the_large_one_quarters_it():
-    for stem, side in (("cifar", 32), ("imagenet", 8)):
+def test_the_stem_keeps_the_size_halves_or_quarters_it():
+    for stem, side in (("cifar", 32), ("strided", 16), ("imagenet", 8)):
         network = build_network(spec_of("resnet18", width=4, stem=stem), seed=0)
         assert describe(network, [3, 32, 32])[0].shape == (4, side, side)
 

@@ -40,21 +40,23 @@ class BasicBlock(nn.Module):
 
 
 class Stem(nn.Module):
-    """The first convolution: 3x3 for small pictures (``cifar``), 7x7 and pooling for large ones (``imagenet``)."""
+    """The first convolution, by the size of pictures.
+
+    3x3 for small ones (``cifar``), 3x3 with stride 2 for twice that size or a quarter of the compute (``strided``), 7x7
+    with stride 2 and pooling for large ones (``imagenet``).
+    """
 
     def __init__(self, n_in: int, n_out: int, kind: str) -> None:
         super().__init__()
-        if kind not in ("cifar", "imagenet"):
-            raise ModelError(f"Stem {kind!r} is unknown.", hint=did_you_mean(kind, ("cifar", "imagenet")))
-        small = kind == "cifar"
-        self.conv1 = nn.Conv2d(
-            n_in, n_out, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False
-        )
+        shapes = {"cifar": (3, 1, 1), "strided": (3, 2, 1), "imagenet": (7, 2, 3)}
+        if kind not in shapes:
+            raise ModelError(f"Stem {kind!r} is unknown.", hint=did_you_mean(kind, shapes))
+        self.conv1 = nn.Conv2d(n_in, n_out, *shapes[kind], bias=False)
         self.bn1 = nn.BatchNorm2d(n_out)
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if kind == "imagenet" else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to (B, n_out, H, W), or a quarter of each side for ``imagenet``."""
+        """(B, C, H, W) to (B, n_out, H, W), half of each side for ``strided``, a quarter for ``imagenet``."""
         y: torch.Tensor = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         return y
 
