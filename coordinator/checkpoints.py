@@ -70,7 +70,7 @@ class Generation:
         path = self.path / _STATE_FILE
         try:
             state = msgspec.json.decode(path.read_bytes(), type=CommittedState)
-        except (OSError, msgspec.DecodeError) as exc:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise CheckpointError(f"{path} can't be read: {exc}.", path=str(path)) from exc
         if state.schema != 1:
             raise CheckpointError(f"{path} has schema {state.schema}; this version reads schema 1.")

@@ -159,9 +159,18 @@ class Ledger:
 def read_ledger(path: Path) -> list[Entry]:
     """Read and verify a whole ledger.
 
-    Raises: CheckpointError: a row is damaged or the chain is broken.
+    Raises: CheckpointError: a row is damaged, the chain is broken, or an entry is of a kind not known here.
     """
-    return [_decoder.decode(content) for _, _, content in _rows(path, None)]
+    return [_entry(path, number, content) for number, (_, _, content) in enumerate(_rows(path, None), 1)]
+
+
+def _entry(path: Path, number: int, content: msgspec.Raw) -> Entry:
+    try:
+        return _decoder.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise CheckpointError(
+            f"{path}, row {number}: no entry that this version knows: {exc}", path=str(path)
+        ) from exc
 
 
 def _rows(path: Path, length: int | None) -> Iterator[tuple[bytes, bytes, msgspec.Raw]]:
@@ -174,7 +183,7 @@ def _rows(path: Path, length: int | None) -> Iterator[tuple[bytes, bytes, msgspe
                 row = msgspec.json.decode(line, type=Row)
                 head = _chain(head, bytes(row.entry))
                 whole = head.hex() == row.hash
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 whole = False
             if not whole:
                 raise CheckpointError(

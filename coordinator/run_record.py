@@ -55,7 +55,7 @@ def read_record(folder: Path) -> RunRecord:
     path = folder / RECORD_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunRecord)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CheckpointError(f"{path} is damaged: {exc}.", path=str(path)) from exc
 
 

@@ -128,7 +128,7 @@ class BrokerFolder:
                 f"{path} is no broker's folder: it holds no {RECORD}.",
                 hint=f"Make one: hsee broker init {path} --host NAME",
             ) from exc
-        except (OSError, msgspec.DecodeError) as exc:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise UsageError(
                 f"{path / RECORD} can't be read: {exc}.", hint="Is it yours? Restore it from a copy."
             ) from exc

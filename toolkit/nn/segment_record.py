@@ -45,7 +45,7 @@ def read_record(folder: Path) -> SegmentRecord:
             hint="Export takes a run folder in which a device finished at least one round.",
             path=str(path),
         ) from exc
-    except (OSError, msgspec.DecodeError) as exc:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CheckpointError(f"{path} can't be read: {exc}.", path=str(path)) from exc
     if record.schema != 1:
         raise CheckpointError(

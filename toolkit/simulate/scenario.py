@@ -91,5 +91,5 @@ def read_scenario(folder: Path) -> Scenario:
     path = folder / _FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=Scenario)
-    except (OSError, msgspec.DecodeError) as exc:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CheckpointError(f"{path} can't be read: {exc}.", path=str(path)) from exc
