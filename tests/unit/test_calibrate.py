@@ -16,7 +16,7 @@ from toolkit.bundle.archive import write_archive
 from toolkit.bundle.folder import open_bundle, write_bundle
 from toolkit.cli.app import app
 from toolkit.errors import BundleError, DataError, PartialError
-from toolkit.export.calibrate import CURVE_FILE, calibrate, choose_point, thresholds
+from toolkit.export.calibrate import CURVE_FILE, calibrate
 from toolkit.export.drop_bound import binomial_upper_bound, drop_upper_bound, samples_needed
 from toolkit.export.kept_samples import (
     CALIBRATION_FILE,
@@ -26,6 +26,7 @@ from toolkit.export.kept_samples import (
     sample_ids,
 )
 from toolkit.export.temperature import fit_temperature, mean_nll
+from toolkit.export.threshold_curve import choose_point, thresholds
 from toolkit.runtime import load
 from toolkit.runtime.samples import Samples
 

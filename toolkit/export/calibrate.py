@@ -19,21 +19,20 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.card import CARD_FILE
 from toolkit.bundle.folder import Bundle, write_bundle
-from toolkit.bundle.manifest import Calibration, CurvePoint, ExitAccuracy, PolicyRecord, Segment
+from toolkit.bundle.manifest import Calibration, ExitAccuracy, PolicyRecord
 from toolkit.errors import BundleError, DataError, PartialError
 from toolkit.export.chain import exits_of_bundle, load_chain
 from toolkit.export.curve_svg import curve_svg
-from toolkit.export.drop_bound import BOUND, drop_upper_bound, samples_needed
+from toolkit.export.drop_bound import BOUND, samples_needed
 from toolkit.export.kept_samples import KeptSamples, read_kept, sample_ids
 from toolkit.export.temperature import fit_temperature
+from toolkit.export.threshold_curve import Leg, Reference, choose_point, trace_curve
 from toolkit.export.timing import interleaved_ms
 from toolkit.runtime.exit_policy import gauge, passes, probabilities
 from toolkit.runtime.samples import Samples
 from toolkit.runtime.segment import OnnxSegment
 
 CURVE_FILE = "calibration.svg"
-N_THRESHOLDS = 100
-_STRICTEST = 1e-4
 _TIMED_RUNS = 20
 
 Rows = NDArray[np.bool_]
@@ -46,34 +45,6 @@ class Calibrated:
     bundle: Bundle
     record: Calibration
     temperatures: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a sample costs: multiply-accumulates and milliseconds a segment, and multiply-accumulates beyond the bundle."""
-
-    macs: tuple[int, ...]
-    ms: tuple[float, ...]
-    macs_beyond: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What the cascade is held against.
-
-    Attributes:
-        right: (N,), where the reference answers right; all true where nothing better is known.
-        truth: (N,), what a right answer is.
-        answers: (N,), the reference's; None where they are not known, and taken for right.
-        origin: in words.
-        accuracy: of the reference; None where it is not known.
-    """
-
-    right: Rows
-    truth: NDArray[np.int64]
-    answers: NDArray[np.int64] | None
-    origin: str
-    accuracy: float | None
 
 
 def calibrate(
@@ -125,7 +96,12 @@ def calibrate(
         for logits, t in zip(kept.exits, temperatures, strict=True)
     ]
     curve = trace_curve(
-        kind, gauged, kept, reference, segments=bundle.manifest.segments, costs=_costs(bundle, chain)
+        kind,
+        gauged,
+        [logits.argmax(axis=1) for logits in kept.exits],
+        reference,
+        legs=_legs(bundle, chain),
+        macs_beyond=bundle.manifest.n_macs_beyond,
     )
     chosen = choose_point(curve, target_drop)
     if chosen is None:
@@ -189,77 +165,6 @@ def make_reference(kept: KeptSamples) -> Reference:
     return Reference(right, kept.labels, answers, origin, float(right.mean()))
 
 
-def thresholds(kind: str) -> NDArray[np.float64]:
-    """The grid, strictest first: fixed before any sample is seen."""
-    doubt = np.geomspace(_STRICTEST, 1.0, N_THRESHOLDS)
-    return doubt if kind == "entropy" else np.append(1 - doubt[:-1], _STRICTEST)
-
-
-def trace_curve(
-    kind: str,
-    gauged: Sequence[NDArray[np.float32]],
-    kept: KeptSamples,
-    reference: Reference,
-    *,
-    segments: Sequence[Segment],
-    costs: Costs,
-) -> list[CurvePoint]:
-    """What every threshold of the grid comes to.
-
-    Args:
-        kind: of the policy.
-        gauged: (N,) an exit, what the policy compares with the threshold.
-        kept: the samples.
-        reference: what they are held against.
-        segments: in order; each exit stands behind one.
-        costs: of the segments.
-    """
-    answers = [logits.argmax(axis=1) for logits in kept.exits]
-    n = len(kept)
-    points = []
-    for threshold in thresholds(kind).tolist():
-        going = np.ones(n, np.bool_)
-        right = reference.right.copy()
-        macs = ms = 0.0
-        exit_ = 0
-        for segment, n_macs, taken_ms in zip(segments, costs.macs, costs.ms, strict=True):
-            macs += n_macs * float(going.mean())
-            ms += taken_ms * float(going.mean())
-            if segment.exit is None or segment.activations is None:
-                continue  # at the network's end nobody leaves early
-            leaving = going & passes(kind, gauged[exit_], threshold)
-            right[leaving] = answers[exit_][leaving] == reference.truth[leaving]
-            going &= ~leaving
-            exit_ += 1
-        n_lost = int(np.count_nonzero(reference.right & ~right))
-        n_won = int(np.count_nonzero(~reference.right & right))
-        points.append(
-            CurvePoint(
-                threshold=threshold,
-                exit_rate=1 - float(going.mean()),
-                accuracy=None if reference.accuracy is None else float(right.mean()),
-                drop=100 * (n_lost - n_won) / n,
-                drop_upper=100 * drop_upper_bound(n_lost, n_won, n),
-                mean_macs=macs + costs.macs_beyond * float(going.mean()),
-                mean_ms=ms,
-            )
-        )
-    return points
-
-
-def choose_point(curve: Sequence[CurvePoint], target_drop: float) -> int | None:
-    """Walk the grid up to the first bound above the target.
-
-    Returns: the last point before it, or None if nothing leaves early there.
-    """
-    accepted = None
-    for index, point in enumerate(curve):
-        if point.drop_upper > target_drop:
-            break
-        accepted = index
-    return None if accepted is None or curve[accepted].exit_rate == 0 else accepted
-
-
 def _known(bundle: Bundle, chain: Sequence[OnnxSegment], data: Samples | None) -> KeptSamples:
     """What is known of the samples: the export's own record of them, or the exits run anew on ``data``."""
     kept = read_kept(bundle)
@@ -281,7 +186,7 @@ def _known(bundle: Bundle, chain: Sequence[OnnxSegment], data: Samples | None) -
     return KeptSamples(ids, exits, data.labels, reference, origin)
 
 
-def _costs(bundle: Bundle, chain: Sequence[OnnxSegment]) -> Costs:
+def _legs(bundle: Bundle, chain: Sequence[OnnxSegment]) -> list[Leg]:
     def timed(segment: OnnxSegment) -> Callable[[], object]:
         sample = np.random.default_rng(0).standard_normal((1, *segment.record.input.shape)).astype(np.float32)
         record = segment.record
@@ -289,12 +194,12 @@ def _costs(bundle: Bundle, chain: Sequence[OnnxSegment]) -> Costs:
         ports += [] if record.activations is None else [record.activations]
         return lambda: segment.run(sample, *ports)
 
-    segments = bundle.manifest.segments
-    return Costs(
-        tuple(segment.n_macs for segment in segments),
-        tuple(interleaved_ms([timed(segment) for segment in chain], n_times=_TIMED_RUNS)),
-        bundle.manifest.n_macs_beyond,
-    )
+    timings = interleaved_ms([timed(segment) for segment in chain], n_times=_TIMED_RUNS)
+    return [
+        # At the network's end nobody leaves early.
+        Leg(segment.n_macs, taken_ms, gated=segment.exit is not None and segment.activations is not None)
+        for segment, taken_ms in zip(bundle.manifest.segments, timings, strict=True)
+    ]
 
 
 def _accuracies(kept: KeptSamples, sure: Sequence[Rows], data: str) -> list[ExitAccuracy | None]:
