@@ -15,9 +15,11 @@ from device_agent.agent import Agent
 from device_agent.identity import HeldIdentity, device_id, new_boot_nonce
 from device_agent.local_data import LocalData, load_local_data
 from device_agent.signals import StopSignals, TerminatedError
+from device_agent.telemetry import Reporter
 from device_agent.workbench import Workbench
 from toolkit.config import Settings, load_config
 from toolkit.errors import FencedError, HseeError, report_error, require
+from toolkit.journal import Level, LogTo, write_line
 from toolkit.link.connect import broker_of, make_link
 from toolkit.profile.schema import profile_text, read_profile
 from toolkit.wire.messages import MeasureRequest
@@ -25,7 +27,8 @@ from toolkit.wire.session import DevicePhase
 from toolkit.wire.topics import Topics, check_name
 from toolkit.wire.words import DeviceWord, encode_word
 
-Say = Callable[[str], None]
+Say = Callable[..., None]
+"""Takes a line, and its level if it is another than "info"."""
 
 INTERRUPTED = 130
 POLL_S = 0.05
@@ -112,12 +115,11 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(make_parser().parse_args(argv))
     as_json, quiet = args["json"], args["quiet"]
 
-    def say(text: str) -> None:
+    def say(text: str, level: Level = "info") -> None:
         if as_json:
-            sys.stdout.write(msgspec.json.encode({"said": text}).decode() + "\n")
+            write_line(msgspec.json.encode({"said": text}).decode(), level)
         elif not quiet:
-            sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+            write_line(text, level)
 
     try:
         settings = load_config(
@@ -147,7 +149,13 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
     will = (topics.device_state(device), encode_word(DeviceWord("offline", nonce.hex())))
     link = make_link(address, client_id=device, will=will)
     data = load_local_data(settings.device)
-    bench = Workbench(settings, device=device, data=data, say=say)
+    reporter = Reporter(link, topics=topics, device=device, boot_nonce=nonce, is_on=settings.device.telemetry)
+
+    def tell(text: str, level: Level = "info") -> None:
+        say(text, level)
+        reporter.line(text, level)
+
+    bench = Workbench(settings, device=device, data=data, say=tell)
     held = HeldIdentity(Path(settings.fleet.home), fleet=topics.fleet, device=device)
     signals = StopSignals()
 
@@ -155,8 +163,12 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
         with signals.at_once():
             return bench.measure(request)
 
-    say(f"device {device}, fleet {topics.fleet}, broker {address}")
-    _announce(device, data, say)
+    tell(f"device {device}, fleet {topics.fleet}, broker {address}")
+    _announce(device, data, tell)
+    if reporter.is_on:
+        tell(
+            f"also: how {device} stands (temperature, load, memory, version) and these lines; device.telemetry = false keeps them"
+        )
     agent = Agent(
         link,
         topics=topics,
@@ -167,25 +179,30 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
         make_trainer=bench.make_trainer,
         measure=measure,
         clock=time.monotonic,
-        say=say,
+        say=tell,
     )
     with ExitStack() as at_end:
         at_end.callback(held.close)
         at_end.callback(bench.close)
         at_end.callback(agent.close)
         at_end.enter_context(signals)
+        at_end.enter_context(LogTo(tell))
         try:
             agent.start()
-            _loop(agent, topics, say, signals)
+            _loop(agent, topics, tell, signals, reporter)
             return agent.result()
         except FencedError as exc:
             bench.write_fenced(exc.message)
+            raise
+        except HseeError as exc:  # said at the end by whoever catches it, and told before this process leaves
+            reporter.line(str(exc), "error")
+            reporter.tick(agent)
             raise
         except TerminatedError:
             return "Stopped; what was trained is saved."
 
 
-def _loop(agent: Agent, topics: Topics, say: Say, signals: StopSignals) -> None:
+def _loop(agent: Agent, topics: Topics, say: Say, signals: StopSignals, reporter: Reporter) -> None:
     """Run until the run is over.
 
     Raises: KeyboardInterrupt, TerminatedError: the process is to stop; no step is broken off.
@@ -194,6 +211,7 @@ def _loop(agent: Agent, topics: Topics, say: Say, signals: StopSignals) -> None:
     while not agent.over:
         signals.obey()
         agent.poll(POLL_S)
+        reporter.tick(agent)
         if agent.phase is DevicePhase.SEEKING and time.monotonic() >= remind_at:
             remind_at = time.monotonic() + REMIND_EVERY_S
             say(f"no coordinator yet in fleet {topics.fleet}; start one with: hsee coordinator start")

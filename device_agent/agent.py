@@ -143,11 +143,27 @@ class Agent:
         self._trying_said = False
         self._first_contact_by: float | None = clock() + connect_s
         self.n_refused_messages = 0
+        self.exit_accuracy: float | None = None
 
     @property
     def phase(self) -> DevicePhase:
         """Where the session stands."""
         return self._session.phase
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the link is up."""
+        return self._is_connected
+
+    @property
+    def cut(self) -> str:
+        """The cut layer of its job; empty where there is none."""
+        return "" if self._job is None else self._job.cut
+
+    @property
+    def trained(self) -> tuple[int, int]:
+        """How far training has come, as (round, seq)."""
+        return (self._trainer.round, self._trainer.seq) if self._trainer else (0, 0)
 
     @property
     def over(self) -> bool:
@@ -253,6 +269,7 @@ class Agent:
     def _finish_round(self, trainer: TrainsRounds) -> None:
         accuracy = trainer.finish_round()
         if accuracy is not None:
+            self.exit_accuracy = accuracy
             self._say(f"round {trainer.round}: exit accuracy {accuracy:.1%} on own held-out samples")
         for advice in self._drift.round_over() if self._drift is not None else ():
             self._say(advice)
@@ -356,8 +373,8 @@ class Agent:
                 software=f"hsee {__version__}",
                 data=self._data,
                 profile=self._profile,
-                trained_round=self._trainer.round if self._trainer else 0,
-                trained_seq=self._trainer.seq if self._trainer else 0,
+                trained_round=self.trained[0],
+                trained_seq=self.trained[1],
             )
         )
 

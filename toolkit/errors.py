@@ -306,6 +306,8 @@ def report_error(error: HseeError, *, as_json: bool) -> int:
 
     Returns: the error's exit status.
     """
+    from toolkit.journal import in_journal, is_journal
+
     if os.environ.get("HSEE_DEBUG") == "1":
         traceback.print_exception(error)
     if as_json:
@@ -316,7 +318,8 @@ def report_error(error: HseeError, *, as_json: bool) -> int:
         error_word, fix_word = (
             ("error:", "fix:") if plain else ("\x1b[1;31merror:\x1b[0m", "\x1b[1;31mfix:\x1b[0m")
         )
-        sys.stderr.write(f"{error_word} {error.message} ({error.code})\n")
+        text = f"{error_word} {error.message} ({error.code})"
         if error.hint:
-            sys.stderr.write(f"{fix_word}   {error.hint}\n")
+            text += f"\n{fix_word}   {error.hint}"
+        sys.stderr.write((in_journal(text, "error") if is_journal(sys.stderr) else text) + "\n")
     return error.exit_status

@@ -10,7 +10,7 @@ import pytest
 from device_agent.agent import ADVICE
 from tests.protocol import diagrams
 from tests.protocol.samples import MESSAGES
-from toolkit.wire import job, limits, messages
+from toolkit.wire import job, limits, messages, telemetry
 from toolkit.wire.messages import AnswerMessage, AnyMessage, AskMessage, DownMessage, UpMessage
 from toolkit.wire.topics import Topics
 
@@ -22,6 +22,7 @@ TYPES = [
     *(type(message) for message in MESSAGES),
     *(messages.TensorSpec, messages.DataSummary, messages.MeasureRequest),
     *(job.Job, job.ModelSpec, job.OptimizerSpec),
+    *(telemetry.Telemetry, telemetry.LogLines, telemetry.LogLine),
 ]
 
 
@@ -44,7 +45,8 @@ def table(heading: str) -> dict[str, str]:
 
 def test_there_are_quotes_to_check():
     assert len(quotes()) >= 15
-    assert len(sections()) == 15
+    assert list(sections()) == [str(number) for number in range(1, len(sections()) + 1)]
+    assert len(sections()) >= 15
 
 
 @pytest.mark.parametrize(("where", "section", "sentence"), quotes())
@@ -86,6 +88,8 @@ def test_every_topic_stands_in_the_table():
         topics.bridge_state,
         topics.device_state("<device>"),
         topics.device_info("<device>"),
+        topics.device_telemetry("<device>"),
+        topics.device_log("<device>"),
         topics.check("<account>"),
         topics.up("<run>", "<device>"),
         topics.down("<run>", "<device>"),

@@ -67,6 +67,8 @@ def grants_of(account: str, topics: Topics) -> Grants:
                 publish=(
                     topics.device_state(account),
                     topics.device_info(account),
+                    topics.device_telemetry(account),
+                    topics.device_log(account),
                     topics.up("+", account),
                     own,
                 ),
@@ -88,6 +90,8 @@ def grants_of(account: str, topics: Topics) -> Grants:
                     topics.all_device_states,
                     topics.device_info("+"),
                     topics.all_asks,
+                    topics.device_telemetry("+"),
+                    topics.device_log("+"),
                     own,
                 ),
             )

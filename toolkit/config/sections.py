@@ -152,6 +152,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="models of your own that this board builds when a coordinator names them: python:MODULE:FUNCTION"
         ),
     ] = []
+    telemetry: Annotated[
+        bool,
+        Meta(description="tell the coordinator how this board stands, and the lines of its log"),
+    ] = True
     emulate: Annotated[
         str,
         Meta(

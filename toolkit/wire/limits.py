@@ -30,6 +30,10 @@ MAX_NAME_BYTES = 64
 MAX_PROFILE_BYTES = 32 * 1024
 MAX_TEXT_CHARACTERS = 1024
 """Of a sentence for a person: why a run ended, why a hello is refused."""
+MAX_TELEMETRY_BYTES = 4096
+MAX_LOG_BYTES = 32 * 1024
+MAX_LOG_LINES = 32
+"""In one message."""
 
 DEFAULT_CHUNK_BYTES = 256 * 1024
 """A chunk of this size costs no more than larger ones and passes every common broker but AWS IoT's (120 KiB)."""

@@ -44,6 +44,14 @@ class Topics:
         """Retained JSON: what this device is; small, apart from tensors."""
         return f"{ROOT}/{self.fleet}/device/{device}/info"
 
+    def device_telemetry(self, device: str) -> str:
+        """JSON: how this device stands; never retained."""
+        return f"{ROOT}/{self.fleet}/device/{device}/telemetry"
+
+    def device_log(self, device: str) -> str:
+        """JSON: lines of this device's log; never retained."""
+        return f"{ROOT}/{self.fleet}/device/{device}/log"
+
     def up(self, run: str, device: str) -> str:
         """Binary, device to coordinator; never retained."""
         return f"{ROOT}/{self.fleet}/data/{run}/{device}/up"
@@ -83,13 +91,13 @@ class Topics:
         """Filter: the state of every device."""
         return self.device_state("+")
 
-    def device_of(self, topic: str, *, leaf: Literal["up", "state", "ask"]) -> str:
+    def device_of(self, topic: str, *, leaf: Literal["up", "state", "ask", "telemetry", "log"]) -> str:
         """Read the device id out of a received topic.
 
         Raises: RemoteProtocolError: it is no such topic of this fleet.
         """
         levels = topic.split("/")
-        branch, n_levels = {"up": ("data", 7), "state": ("device", 6), "ask": ("infer", 6)}[leaf]
+        branch, n_levels = {"up": ("data", 7), "ask": ("infer", 6)}.get(leaf, ("device", 6))
         if (
             topic.startswith(f"{ROOT}/{self.fleet}/{branch}/")
             and len(levels) == n_levels
