@@ -24,14 +24,24 @@ def without_sync() -> Iterator[None]:
         _syncs.reset(before)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+PRIVATE = 0o600
+"""Mode of a file that only its owner may read."""
+PRIVATE_FOLDER = 0o700
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Replace a file's content: written beside it, synced, renamed, and the folder synced.
 
+    Args:
+        path: of the file; its folder exists.
+        content: all of it.
+        mode: of the new file, less the process's umask; ``PRIVATE`` for secrets, from the first byte on.
     Raises: MachineError: the disk refuses it; the old content is whole.
     """
     beside = path.with_name(path.name + ".new")
     with writing(path):
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)  # left by a killed process, with whatever mode
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
             file.flush()
             if _syncs.get():

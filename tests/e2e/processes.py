@@ -109,18 +109,22 @@ class Hsee:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def start(self, *words: object, **env: str) -> Running:
+    def start(self, *words: object, stdin: Path | None = None, **env: str) -> Running:
         """Start a command of hsee."""
-        return self.python("-m", "toolkit.cli.entry", *words, **env)
+        return self.python("-m", "toolkit.cli.entry", *words, stdin=stdin, **env)
 
-    def python(self, *words: object, **env: str) -> Running:
-        """Start Python in a session of its own, as in its own terminal."""
+    def python(self, *words: object, stdin: Path | None = None, **env: str) -> Running:
+        """Start Python in a session of its own, as in its own terminal, reading a file or nothing."""
         number = len(self._started)
         out, err = (self.folder / f"process{number}.{kind}" for kind in ("out", "err"))
-        with out.open("wb") as stdout, err.open("wb") as stderr:
+        with (
+            (stdin or Path(os.devnull)).open("rb") as given,
+            out.open("wb") as stdout,
+            err.open("wb") as stderr,
+        ):
             process = subprocess.Popen(
                 [sys.executable, *map(str, words)],
-                stdin=subprocess.DEVNULL,
+                stdin=given,
                 stdout=stdout,
                 stderr=stderr,
                 cwd=self.folder,

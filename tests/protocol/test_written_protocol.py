@@ -96,6 +96,8 @@ def test_every_topic_stands_in_the_table():
         topics.ask("<device>"),
         topics.answer("<device>"),
         topics.check("<account>"),
+        topics.join_request("<token>"),
+        topics.join_answer("<token>"),
     ]
     assert re.findall(r"^\| `(hsee/[^`]+)`", TEXT, flags=re.MULTILINE) == known
 

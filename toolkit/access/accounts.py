@@ -1,7 +1,8 @@
 """Accounts, one a process, and what each may say and hear: pure, and the same for every broker.
 
-An account's name says what it is: ``<device>``, ``<device>.infer``, ``coord-<run>``, ``op-<name>``. Its client id is
-its name, so that two processes of one account evict each other and nobody else.
+An account's name says what it is: ``<device>``, ``<device>.infer``, ``coord-<run>``, ``op-<name>``, and for some minutes
+``join-<token>`` and ``join-<window>.host``. Its client id is its name, so that two processes of one account evict each
+other and nobody else.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Literal
 from toolkit.errors import UsageError
 from toolkit.wire.topics import Topics, check_name
 
-AccountKind = Literal["device", "infer", "coordinator", "operator"]
+AccountKind = Literal["device", "infer", "coordinator", "operator", "join token", "join window"]
 
 COORDINATOR_PREFIX = "coord-"
 OPERATOR_PREFIX = "op-"
 INFER_SUFFIX = ".infer"
-_RESERVED_PREFIX = "join-"
+JOIN_PREFIX = "join-"
+WINDOW_SUFFIX = ".host"
 
 CONTROL = "$CONTROL/dynamic-security/v1"
 CONTROL_ANSWERS = f"{CONTROL}/response"
@@ -38,11 +40,8 @@ def kind_of(account: str) -> AccountKind:
     Raises: UsageError: it can't be an account's name.
     """
     check_name(account, what="The account")
-    if account.startswith(_RESERVED_PREFIX):
-        raise UsageError(
-            f"The account {account!r} begins with {_RESERVED_PREFIX!r}, which is kept for join tokens.",
-            hint="Choose another device id.",
-        )
+    if account.startswith(JOIN_PREFIX):
+        return "join window" if account.endswith(WINDOW_SUFFIX) else "join token"
     for prefix, kind in ((COORDINATOR_PREFIX, "coordinator"), (OPERATOR_PREFIX, "operator")):
         if account.startswith(prefix):
             check_name(account.removeprefix(prefix), what=f"What follows {prefix!r} in the account")
@@ -50,6 +49,19 @@ def kind_of(account: str) -> AccountKind:
     if account.endswith(INFER_SUFFIX):
         return "infer"
     return "device"
+
+
+def check_new(account: str) -> str:
+    """Return a name that somebody chose for an account, if an account may have it.
+
+    Raises: UsageError: it can't be an account's name, or is kept for join tokens.
+    """
+    if kind_of(account) in ("join token", "join window"):
+        raise UsageError(
+            f"The account {account!r} begins with {JOIN_PREFIX!r}, which is kept for join tokens.",
+            hint="Choose another name; hsee broker invite DEVICE makes a join token.",
+        )
+    return account
 
 
 def grants_of(account: str, topics: Topics) -> Grants:
@@ -98,4 +110,12 @@ def grants_of(account: str, topics: Topics) -> Grants:
         case "operator":
             return Grants(
                 publish=(CONTROL, own), receive=(CONTROL_ANSWERS, BROKER_STATISTICS, topics.everything)
+            )
+        case "join token":
+            token = account.removeprefix(JOIN_PREFIX)
+            return Grants(publish=(topics.join_request(token),), receive=(topics.join_answer(token),))
+        case "join window":
+            return Grants(
+                publish=(CONTROL, topics.join_answer("+")),
+                receive=(CONTROL_ANSWERS, topics.join_request("+")),
             )

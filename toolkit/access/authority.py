@@ -95,11 +95,6 @@ def issue_server(authority: KeyPair, hosts: Sequence[str], *, days: int = SERVER
     return _pair(builder.sign(issuer_key, hashes.SHA256()), key)
 
 
-def fingerprint(certificate: bytes) -> str:
-    """Give a certificate's SHA-256, as a person compares it: 64 hexadecimal digits."""
-    return x509.load_pem_x509_certificate(certificate).fingerprint(hashes.SHA256()).hex()
-
-
 def _builder(days: int) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     end = now + timedelta(days=days)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from pathlib import Path
 import msgspec
 
 from toolkit.access import authority, mosquitto_setup
-from toolkit.access.accounts import COORDINATOR_PREFIX, INFER_SUFFIX, kind_of
+from toolkit.access.account_folder import write_account_folder
+from toolkit.access.accounts import check_new
 from toolkit.access.dynamic_security import DynamicSecurity, initial_state
 from toolkit.access.probe import Probe
+from toolkit.disk import PRIVATE, PRIVATE_FOLDER, write_atomically
 from toolkit.errors import UsageError, writing
 from toolkit.link.base import TLS_PORT, BrokerAddress, parse_broker
 from toolkit.link.broker import generate_password
@@ -21,8 +22,6 @@ from toolkit.wire.topics import Topics, check_name
 
 RECORD = "broker.json"
 OPERATOR = "op-admin"
-_PRIVATE = 0o600
-_PRIVATE_FOLDER = 0o700
 
 
 class BrokerRecord(msgspec.Struct, frozen=True):
@@ -89,7 +88,7 @@ class BrokerFolder:
         for host in hosts:
             parse_broker(f"[{host}]" if ":" in host else host)
         for account in accounts:
-            kind_of(account)
+            check_new(account)
         found = plugin or mosquitto_setup.require_plugin()
         names = tuple(dict.fromkeys((*hosts, "localhost", mosquitto_setup.LOOPBACK)))
         folder = cls(path.resolve(), BrokerRecord(fleet, names, port))
@@ -174,16 +173,20 @@ class BrokerFolder:
                 hint="Restore ca.key from a copy; without it every board needs a new ca.pem.",
             ) from exc
         pair = authority.issue_server(ca, self.record.hosts)
-        self._write("server.pem", pair.certificate)
+        # With the authority behind it: a board that joins knows its digest, and takes the certificate from here.
+        self._write("server.pem", pair.certificate + ca.certificate)
         self._write("server.key", pair.key)
 
     def write_account(self, account: str, password: str) -> None:
         """Write what a process needs to log in: a folder to copy to its machine and to start it in."""
-        place = f"accounts/{account}"
-        with writing(self.path):
-            self._write(f"{place}/password", f"{password}\n".encode())
-            self._write(f"{place}/ca.pem", (self.path / "ca.pem").read_bytes())
-            self._write(f"{place}/hsee.toml", self._settings(account).encode())
+        write_account_folder(
+            self.account_folder(account),
+            account,
+            fleet=self.record.fleet,
+            address=self.record.address,
+            password=password,
+            authority=(self.path / "ca.pem").read_bytes(),
+        )
 
     def remove_account(self, account: str) -> None:
         """Delete an account's files, if they are here."""
@@ -207,51 +210,15 @@ class BrokerFolder:
                 control.check(account)
             return accounts
 
-    def _settings(self, account: str) -> str:
-        quoted = [msgspec.json.encode(text).decode() for text in (self.record.fleet, self.record.address)]
-        lines = [
-            f"# Settings of {account}, read by hsee where it is started in this folder. They hold no secret.",
-            "[fleet]",
-            f"name = {quoted[0]}",
-            "",
-            "[broker]",
-            f"address = {quoted[1]}",
-            f'username = "{account}"',
-            'password_file = "password"',
-            'ca_file = "ca.pem"',
-        ]
-        if kind_of(account) in ("device", "infer"):
-            lines += ["", "[device]", f'id = "{account.removesuffix(INFER_SUFFIX)}"']
-        return "\n".join(lines) + "\n"
-
     def _make_empty(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
+        self.path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
         if any(self.path.iterdir()):
             raise UsageError(
                 f"{self.path} is not empty; it may hold an authority that boards trust.",
                 hint="Choose a new folder, or add accounts to that broker: hsee broker user add",
             )
-        self.path.chmod(_PRIVATE_FOLDER)
-        (self.path / "accounts").mkdir(mode=_PRIVATE_FOLDER)
+        self.path.chmod(PRIVATE_FOLDER)
+        (self.path / "accounts").mkdir(mode=PRIVATE_FOLDER)
 
     def _write(self, name: str, content: bytes) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True, mode=_PRIVATE_FOLDER)
-        draft = path.with_name(f".{path.name}.draft")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE), "wb") as file:
-            file.write(content)
-        draft.replace(path)
-
-
-def start_line(account: str) -> str:
-    """Write the command that a copied account folder is started with; it holds no secret."""
-    match kind_of(account):
-        case "device":
-            return "hsee agent start --data folder:PICTURES"
-        case "infer":
-            return "hsee infer BUNDLE SAMPLES"
-        case "coordinator":
-            return f"hsee coordinator start --run {account.removeprefix(COORDINATOR_PREFIX)}"
-        case "operator":
-            return "hsee broker check"
+        write_atomically(self.path / name, content, mode=PRIVATE)

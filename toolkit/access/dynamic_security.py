@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
-from toolkit.access.accounts import CONTROL, CONTROL_ANSWERS, Grants, grants_of, kind_of
+from toolkit.access.accounts import CONTROL, CONTROL_ANSWERS, INFER_SUFFIX, Grants, grants_of
 from toolkit.access.probe import Probe
-from toolkit.errors import BrokerError, UsageError
+from toolkit.errors import BrokerError, BrokerLoginError, UsageError
 from toolkit.wire.topics import Topics
 
 PASSWORD_ITERATIONS = 101
@@ -89,7 +89,7 @@ class DynamicSecurity:
             UsageError: it is there already, or its name can't be an account's.
             BrokerError: the broker refused, did not answer, or keeps something else than was asked.
         """
-        kind_of(account)
+        acls = acls_of(grants_of(account, self._topics))
         if account in self.accounts():
             raise UsageError(
                 f"There is an account {account!r} already.",
@@ -97,7 +97,7 @@ class DynamicSecurity:
             )
         if account in self._ask("listRoles")["roles"]:  # left by an addition that was cut short
             self._ask("deleteRole", rolename=account)
-        self._ask("createRole", rolename=account, acls=acls_of(grants_of(account, self._topics)))
+        self._ask("createRole", rolename=account, acls=acls)
         self._ask("createClient", password=password, **_client(account))
         self.check(account)
 
@@ -116,6 +116,36 @@ class DynamicSecurity:
             self._ask("deleteRole", rolename=account)
         if account in self.accounts():
             raise _not_kept(f"account {account!r} is still there after its removal")
+
+    def remove_device(self, device: str) -> list[str]:
+        """Remove every account of a device; the broker cuts their connections off at once.
+
+        Returns: the accounts that there were.
+        Raises: UsageError: there is none. BrokerError: the broker refused, did not answer, or still knows one.
+        """
+        known = self.accounts()
+        own = [name for name in (device, f"{device}{INFER_SUFFIX}") if name in known]
+        if not own:
+            raise UsageError(
+                f"There is no account of a device {device!r}.", hint=f"There are: {', '.join(known)}."
+            )
+        for account in own:
+            self.remove(account)
+        return own
+
+    def remove_itself(self) -> None:
+        """Remove the account that this login is; the broker cuts it off, and refuses it from then on.
+
+        Raises: BrokerError: the broker lets it in all the same.
+        """
+        own = self._probe.address.username
+        # One message: after the first of these commands nobody would hear a second.
+        self._send({"command": "deleteClient", "username": own}, {"command": "deleteRole", "rolename": own})
+        is_out = self._probe.wait_until(
+            lambda: isinstance(self._probe.lost, BrokerLoginError), 2 * self._probe.answer_s
+        )
+        if not is_out:
+            raise _not_kept(f"account {own!r} is still let in after its removal")
 
     def grant(self, account: str) -> None:
         """Give an account the grants of this version of hsee, and read them back.
@@ -153,9 +183,8 @@ class DynamicSecurity:
 
     def _ask(self, command: str, **values: object) -> dict[str, Any]:
         tag = secrets.token_hex(8)
-        request = {"commands": [{"command": command, "correlationData": tag, **values}]}
         n_before = len(self._probe.received)
-        self._probe.publish(CONTROL, msgspec.json.encode(request))
+        self._send({"command": command, "correlationData": tag, **values})
         found: list[dict[str, Any]] = []
 
         def is_answered() -> bool:
@@ -184,6 +213,9 @@ class DynamicSecurity:
             )
         data: dict[str, Any] = found[0].get("data", {})
         return data
+
+    def _send(self, *commands: Mapping[str, object]) -> None:
+        self._probe.publish(CONTROL, msgspec.json.encode({"commands": commands}))
 
 
 def _client(account: str) -> dict[str, Any]:

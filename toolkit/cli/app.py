@@ -8,6 +8,7 @@ import typer
 
 import toolkit
 from toolkit.cli import (
+    agent_commands,
     broker_commands,
     calibrate_commands,
     config_commands,
@@ -16,6 +17,7 @@ from toolkit.cli import (
     doctor_commands,
     export_commands,
     init_commands,
+    invite_commands,
     model_commands,
     profile_commands,
     simulate_commands,
@@ -28,9 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-agent = typer.Typer(no_args_is_help=True, help="The part that runs on a board.")
-# What follows these names is parsed by lighter programs, which load neither typer nor rich.
-_FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
@@ -50,18 +49,10 @@ def root(
     """Split learning with early exits for real, mixed IoT fleets."""
 
 
-@app.command(context_settings=_FORWARD)
+@app.command(context_settings=agent_commands.FORWARD)
 def infer(context: typer.Context) -> None:
     """Answer samples with an exported bundle, offline."""
     from toolkit.runtime.__main__ import main
-
-    raise typer.Exit(main(context.args))
-
-
-@agent.command(context_settings=_FORWARD)
-def start(context: typer.Context) -> None:
-    """Train this board's part of the network and send activations to the coordinator."""
-    from device_agent.__main__ import main
 
     raise typer.Exit(main(context.args))
 
@@ -74,9 +65,10 @@ app.command()(calibrate_commands.calibrate)
 app.command()(profile_commands.profile)
 app.command()(profile_commands.plan)
 app.command()(simulate_commands.simulate)
-app.add_typer(agent, name="agent")
+app.add_typer(agent_commands.app, name="agent")
 app.add_typer(coordinator_commands.app, name="coordinator")
 app.add_typer(coordinator_commands.run_app, name="run")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(model_commands.app, name="model")
+broker_commands.app.command()(invite_commands.invite)
 app.add_typer(broker_commands.app, name="broker")

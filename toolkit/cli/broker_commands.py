@@ -72,9 +72,9 @@ def init(
 
     Example: hsee broker init --host broker.local --device hall-camera --coordinator run1
     """
-    from toolkit.access.authority import fingerprint
     from toolkit.access.broker_folder import BrokerFolder
     from toolkit.access.mosquitto_setup import find_mosquitto
+    from toolkit.access.tokens import digest_of
     from toolkit.config import load_config
 
     made = BrokerFolder.create(
@@ -89,7 +89,7 @@ def init(
     program = find_mosquitto()
     verified = made.verify(program) if program else None
     accounts = sorted(path.name for path in (made.path / "accounts").iterdir())
-    authority = fingerprint((made.path / "ca.pem").read_bytes())
+    authority = digest_of((made.path / "ca.pem").read_bytes())
     if json:
         emit_json(
             {
@@ -211,8 +211,11 @@ def user_add(
 
     Example: hsee broker user add hall-camera gate-camera
     """
+    from toolkit.access.accounts import check_new
     from toolkit.link.broker import generate_password
 
+    for account in accounts:
+        check_new(account)
     with _control(folder, broker, operator) as (opened, control):
         passwords = {}
         for account in accounts:
@@ -346,7 +349,7 @@ def _start_commands(folder: BrokerFolder, program: str | None) -> tuple[str, str
 
 
 def _told(folder: BrokerFolder, accounts: Sequence[str]) -> list[dict[str, object]]:
-    from toolkit.access.broker_folder import start_line
+    from toolkit.access.account_folder import start_line
 
     return [
         {"account": name, "folder": folder.account_folder(name), "start": start_line(name)}
@@ -355,7 +358,7 @@ def _told(folder: BrokerFolder, accounts: Sequence[str]) -> list[dict[str, objec
 
 
 def _print_accounts(folder: BrokerFolder, accounts: Sequence[str]) -> None:
-    from toolkit.access.broker_folder import start_line
+    from toolkit.access.account_folder import start_line
 
     typer.echo("Each account is one process. Copy its folder to its machine; then paste the line there:")
     for name in accounts:

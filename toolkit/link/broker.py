@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from toolkit.disk import PRIVATE, write_atomically
 from toolkit.errors import BrokerError, HseeError, UsageError, require
 from toolkit.link.base import BrokerAddress
 
@@ -70,7 +71,7 @@ def write_accounts(path: Path, accounts: Mapping[str, str]) -> None:
             )
     hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     lines = "".join(f"{user}:{hasher.hash(password)}\n" for user, password in accounts.items())
-    _replace(path, lines.encode(), mode=0o600)
+    write_atomically(path, lines.encode(), mode=PRIVATE)
 
 
 class EmbeddedBroker:
@@ -177,15 +178,6 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
         process.stdin.close()
 
 
-def _replace(path: Path, content: bytes, *, mode: int) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-    draft.replace(path)
-
-
 async def _serve(accounts: Path, port: int, ready_path: Path | None, owner: IO[str] | None) -> None:
     """Serve until told to stop: by SIGTERM, by SIGINT unless owned, or by the owner's end of ``owner`` closing."""
     from amqtt.errors import BrokerError as AmqttStartError
@@ -218,7 +210,7 @@ async def _serve(accounts: Path, port: int, ready_path: Path | None, owner: IO[s
         ) from exc
     if ready_path is not None:
         ready = {"host": LOOPBACK, "port": broker.port, "pid": os.getpid()}
-        _replace(ready_path, json.dumps(ready).encode(), mode=0o644)
+        write_atomically(ready_path, json.dumps(ready).encode(), mode=0o644)
     await stop.wait()
     # In order if it goes quickly. It may not: on Python 3.11 a reader of amqtt's can miss its own cancellation.
     with suppress(TimeoutError):

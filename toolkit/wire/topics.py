@@ -72,6 +72,14 @@ class Topics:
         """An account's own loop, by which ``hsee broker check`` judges the broker; no protocol message."""
         return f"{ROOT}/{self.fleet}/check/{account}"
 
+    def join_request(self, token: str) -> str:
+        """JSON, a board that holds a join token to whoever opened its window; ``+`` for any token."""
+        return f"{ROOT}/{self.fleet}/join/{token}/req"
+
+    def join_answer(self, token: str) -> str:
+        """JSON, back to the board that holds the token; ``+`` for any token."""
+        return f"{ROOT}/{self.fleet}/join/{token}/ans"
+
     def all_up(self, run: str) -> str:
         """Filter: what all devices of a run send."""
         return self.up(run, "+")
@@ -90,6 +98,16 @@ class Topics:
     def all_device_states(self) -> str:
         """Filter: the state of every device."""
         return self.device_state("+")
+
+    def token_of(self, topic: str) -> str:
+        """Read the join token's id out of the topic of a request.
+
+        Raises: RemoteProtocolError: it is no such topic of this fleet.
+        """
+        levels = topic.split("/")
+        if len(levels) == 6 and _NAME.fullmatch(levels[4]) and topic == self.join_request(levels[4]):  # noqa: PLR2004 (hsee/v1/fleet/join/id/req)
+            return levels[4]
+        raise RemoteProtocolError(f"{topic!r} is no request to join fleet {self.fleet!r}.")
 
     def device_of(self, topic: str, *, leaf: Literal["up", "state", "ask", "telemetry", "log"]) -> str:
         """Read the device id out of a received topic.
