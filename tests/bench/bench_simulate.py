@@ -61,11 +61,13 @@ def bare_rounds(scenario: Scenario) -> NDArray[np.float64]:
         device = build_device_model(
             model, cut=job.cut, exit_head=job.exit_head, optimizer=job.optimizer, seed=job.seed
         )
-        x, y = prepare(data.devices[name].train, job)
+        samples = prepare(data.devices[name].train, job)
+        x, y = samples.x, torch.from_numpy(samples.y)
         for index in range(n_batches_of(len(y), job.batch_size)):
             part = slice(index * job.batch_size, (index + 1) * job.batch_size)
             work.append((device, suffixes[job.cut], x[part].clone(), y[part].clone()))
-        x, y = prepare(data.devices[name].held_out, job)
+        samples = prepare(data.devices[name].held_out, job)
+        x, y = samples.x, torch.from_numpy(samples.y)
         for start in range(0, len(y), job.batch_size):
             part = slice(start, start + job.batch_size)
             held_out.append((device, suffixes[job.cut], x[part].clone(), y[part].clone()))

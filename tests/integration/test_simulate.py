@@ -294,6 +294,9 @@ def test_the_command_plans_from_profiles_and_prints_json(tmp_path):
     assert told["success"] is True
     assert told["scenario"]["run"]["strategy_options"] == {"momentum": "reset"}
     assert told["summary"]["common"].keys() == {"exit", "server"}
+    assert {curve["cut"] for curve in told["seeds"][0]["inference"]} == {
+        device["cut"] for device in told["seeds"][0]["devices"]
+    }
     assert "profiles" in told["seeds"][0]["times"]
     assert (tmp_path / "run" / "profiles" / "dev2.toml").exists()
 

@@ -16,12 +16,14 @@ from toolkit.wire.topics import check_name
 
 if TYPE_CHECKING:
     from coordinator.events import RunEvent
+    from toolkit.simulate.inference import InferencePoint
     from toolkit.simulate.results import SeedResult, Spread, Summary
     from toolkit.simulate.scenario import Scenario
 
 BYTES_PER_MB = 1e6
 ASSUMED_SERVER_GFLOP_PER_S = 20.0
 TEST_SHARE = 0.2
+MAX_POINTS = 100
 
 
 def simulate(  # noqa: PLR0913 - a command's options
@@ -87,6 +89,9 @@ def simulate(  # noqa: PLR0913 - a command's options
     slow: Annotated[
         list[str] | None, typer.Option(metavar="DEVICE:FACTOR", help="A device's steps take longer.")
     ] = None,
+    target_drop: Annotated[
+        float, typer.Option(help="Points of accuracy that leaving early may cost, for the chosen threshold.")
+    ] = 1.0,
     transport: Annotated[str, typer.Option(help="memory (virtual time) or mqtt (a real broker).")] = "memory",
     broker: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="For mqtt: one that runs already; default: its own.")
@@ -129,6 +134,7 @@ def simulate(  # noqa: PLR0913 - a command's options
         "plan": plan_text,
         "profiles": _profile_texts(profiles),
         "server_flop_per_s": server_gflops * 1e9,
+        "target_drop": _points(target_drop),
         "drops": _pairs(drop, "--drop", "@", int),
         "slow": _pairs(slow, "--slow", ":", float),
         "transport": _choice("--transport", transport, ("memory", "mqtt")),
@@ -209,6 +215,12 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path} can't be read: {exc}.", hint="Check the path.", file=str(path)) from exc
 
 
+def _points(target_drop: float) -> float:
+    if not 0 < target_drop <= MAX_POINTS:
+        raise UsageError(f"--target-drop {target_drop:g} is not above 0 and at most 100.", hint="Usual is 1.")
+    return target_drop
+
+
 def _test_share(test: str, test_users: str, share: float | None) -> float:
     given = [flag for flag, value in (("--test", test), ("--test-users", test_users)) if value]
     given += ["--test-share"] * (share is not None)
@@ -281,6 +293,7 @@ def _conclude(scenario: Scenario, results: list[SeedResult], folder: Path, *, as
         title=f"seed {results[0].seed}, {results[0].trained}, {results[0].rounds} rounds, last state",
     )
     _print_summary(summary, results[0])
+    _print_thresholds(results)
     typer.echo(f"Everything is in {folder}")
 
 
@@ -297,6 +310,34 @@ def _print_summary(summary: Summary, first: SeedResult) -> None:
         typer.echo(
             f"virtual time: {summary.wall_s.mean:.1f} s, server {summary.server_s.mean:.1f} s ({first.times})"
         )
+
+
+def _print_thresholds(results: list[SeedResult]) -> None:
+    rows = [
+        [
+            result.seed,
+            found.cut,
+            *_early(found.held_out, common=False),
+            *_early(found.test, common=True),
+            found.why_none,
+        ]
+        for result in results
+        for found in result.inference
+    ]
+    if rows:
+        table(
+            ["seed", "cut after", "threshold", "leave, own", "drop", "leave, common", "drop", "accuracy", ""],
+            rows,
+            title=f"leaving early: thresholds chosen on own held-out samples, to lose at most "
+            f"{results[0].inference[0].target_drop:g} points at 95 %",
+        )
+
+
+def _early(point: InferencePoint | None, *, common: bool) -> list[str]:
+    if point is None:
+        return ["-", "-", "-"]
+    shared = [f"{point.exit_rate:.1%}", f"{point.drop:+.2f}"]
+    return [*shared, f"{point.accuracy:.1%}"] if common else [f"{point.threshold:.4f}", *shared]
 
 
 def _with_spread(share: Spread) -> str:

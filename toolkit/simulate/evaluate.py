@@ -1,15 +1,16 @@
-"""What a run came to: every route's accuracy on own and on common samples, and digests of all weights."""
+"""What a run came to: every route's answers on own and on common samples, and digests of all weights."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from coordinator.checkpoints import Checkpoints
@@ -35,21 +36,67 @@ class Accuracy(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class RunWeights:
-    """Each device's cut, and SHA-256 of the parameters and buffers of each device and of the server."""
+class Samples:
+    """Samples (N, ...) normalised, and labels (N,) in the run's class order."""
 
-    cuts: Mapping[str, str]
-    devices: Mapping[str, str]
-    server: str
+    x: torch.Tensor
+    y: NDArray[np.int64]
 
 
-def evaluate_run(path: Path, data: FleetData) -> tuple[dict[str, dict[str, Accuracy]], RunWeights]:
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Logits (N, K) of each route on the same samples, and their labels (N,)."""
+
+    logits: Mapping[str, NDArray[np.float32]]
+    labels: NDArray[np.int64]
+
+    def accuracy(self, route: str) -> float:
+        """Share of samples whose largest logit is their label's."""
+        return float((self.logits[route].argmax(axis=1) == self.labels).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAnswers:
+    """One device's routes, on its own held-out samples and on the common test set where there is one."""
+
+    own: Answers
+    common: Answers | None
+
+    def accuracy(self) -> dict[str, Accuracy]:
+        """Accuracy by route."""
+        return {
+            route: Accuracy(
+                self.own.accuracy(route), None if self.common is None else self.common.accuracy(route)
+            )
+            for route in self.own.logits
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedRun:
+    """A run's devices.
+
+    Attributes:
+        answers: by device; routes are "exit" and "server".
+        jobs: by device.
+        activation_shapes: of one sample at a device's cut, by device.
+        digests: SHA-256 of the parameters and buffers of each device, and ``server_digest`` of the server.
+    """
+
+    answers: Mapping[str, DeviceAnswers]
+    jobs: Mapping[str, Job]
+    activation_shapes: Mapping[str, Sequence[int]]
+    digests: Mapping[str, str]
+    server_digest: str
+
+
+def evaluate_run(path: Path, data: FleetData, *, compute: torch.device | str = "cpu") -> EvaluatedRun:
     """Evaluate the last state of a finished run, every route over all its samples.
 
     Args:
         path: of the run folder.
         data: that it was trained on.
-    Returns: device to its routes, "exit" and "server"; and the digests.
+        compute: where.
     Raises: CheckpointError: the folder is damaged.
     """
     newest = Checkpoints(path / "checkpoints").kept()[-1]
@@ -59,6 +106,8 @@ def evaluate_run(path: Path, data: FleetData) -> tuple[dict[str, dict[str, Accur
     suffixes = {cut: take_suffix(network, cut) for cut in set(state.cuts.values())}
     for suffix in suffixes.values():
         suffix.load_state_dict({name: weights[name] for name in suffix.state_dict()})
+        suffix.to(compute)
+    common = None if data.test is None else prepare(data.test, state.common)
     found, digests = {}, {}
     for device, job in state.jobs.items():
         own = path / "devices" / device / TRAINING_FILE
@@ -70,41 +119,70 @@ def evaluate_run(path: Path, data: FleetData) -> tuple[dict[str, dict[str, Accur
             del trained["cursor"]
             load_training_state(model.modules, model.optimizer, trained)
         digests[device] = digest_of(model.modules.state_dict())
-        routes = {
-            "exit": nn.Sequential(model.segment, model.exit_head),
-            "server": nn.Sequential(model.segment, Carried(job.codec), suffixes[job.cut]),
-        }
-        found[device] = accuracies(routes, job, data.devices[device].held_out, data.test)
-    return found, RunWeights(state.cuts, digests, digest_of(weights))
+        model.modules.to(compute)
+        route = SplitRoute(model.segment, model.exit_head, suffixes[job.cut], job.codec)
+        found[device] = answers_of(route, prepare(data.devices[device].held_out, job), common)
+    return EvaluatedRun(found, state.jobs, state.activation_shapes, digests, digest_of(weights))
 
 
-def accuracies(
-    routes: Mapping[str, nn.Module], job: Job, held_out: Dataset, test: Dataset | None
-) -> dict[str, Accuracy]:
-    """Evaluate routes, in eval mode, on a device's own samples and on common ones."""
-    own, common = prepare(held_out, job), None if test is None else prepare(test, job)
-    return {
-        name: Accuracy(accuracy(route, *own), None if common is None else accuracy(route, *common))
-        for name, route in routes.items()
-    }
+def answers_of(route: nn.Module, own: Samples, common: Samples | None) -> DeviceAnswers:
+    """Ask a device's routes; see :func:`ask`."""
+    return DeviceAnswers(ask(route, own), None if common is None else ask(route, common))
 
 
 @torch.no_grad()
-def accuracy(route: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Share of samples whose largest logit is their label's."""
+def ask(route: nn.Module, samples: Samples) -> Answers:
+    """Pass samples through routes, in eval mode.
+
+    Args:
+        route: takes samples (B, ...) to a mapping of logits (B, K) by route.
+        samples: all of them, :data:`EVAL_BATCH` at a time.
+    """
     route.eval()
-    n_correct = 0
-    for start in range(0, len(y), EVAL_BATCH):
-        logits = route(x[start : start + EVAL_BATCH])
-        n_correct += int((logits.argmax(1) == y[start : start + EVAL_BATCH]).sum())
-    return n_correct / len(y)
+    compute = next(iter(route.parameters())).device
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    for start in range(0, len(samples.y), EVAL_BATCH):
+        for name, logits in route(samples.x[start : start + EVAL_BATCH].to(compute)).items():
+            found.setdefault(name, []).append(logits.cpu().numpy())
+    return Answers({name: np.concatenate(parts) for name, parts in found.items()}, samples.y)
 
 
-def prepare(dataset: Dataset, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples (N, ...) normalised, and labels (N,) in the run's class order."""
+def prepare(dataset: Dataset, job: Job) -> Samples:
+    """Normalise samples, and bring labels into the run's class order."""
     index = np.array([job.classes.index(name) for name in dataset.classes], np.int64)
-    x = normalise(dataset.x, job.mean, job.std)
-    return torch.from_numpy(x), torch.from_numpy(index[dataset.y])
+    return Samples(torch.from_numpy(normalise(dataset.x, job.mean, job.std)), index[dataset.y])
+
+
+class SplitRoute(nn.Module):
+    """A device's exit, and the server's layers behind its segment: both from one pass through the segment.
+
+    Args:
+        segment: of the device, and ``exit_head`` likewise.
+        suffix: of the server.
+        codec: that activations travel through.
+    """
+
+    def __init__(self, segment: nn.Module, exit_head: nn.Module, suffix: nn.Module, codec: str) -> None:
+        super().__init__()
+        self._segment, self._exit_head, self._suffix = segment, exit_head, suffix
+        self._carried = Carried(codec)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, ...) to logits (B, K) a route."""
+        h = self._segment(x)
+        return {"exit": self._exit_head(h), "server": self._suffix(self._carried(h))}
+
+
+class NamedRoute(nn.Module):
+    """One network under the name of its route."""
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        super().__init__()
+        self._name, self._network = name, network
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, ...) to logits (B, K)."""
+        return {self._name: self._network(x)}
 
 
 class Carried(nn.Module):
@@ -118,8 +196,8 @@ class Carried(nn.Module):
         """(B, ...) to the same shape."""
         if self._codec.startswith("float32"):
             return h
-        encoded = tensors.encode_activations("h", h.contiguous().numpy(), self._codec)
-        return torch.from_numpy(tensors.decode(encoded.spec, memoryview(encoded.content)))
+        encoded = tensors.encode_activations("h", h.contiguous().cpu().numpy(), self._codec)
+        return torch.from_numpy(tensors.decode(encoded.spec, memoryview(encoded.content))).to(h.device)
 
 
 def digest_of(state: Mapping[str, torch.Tensor]) -> str:

@@ -10,6 +10,7 @@ import msgspec
 
 from toolkit.disk import write_atomically
 from toolkit.simulate.evaluate import Accuracy
+from toolkit.simulate.inference import CutInference, InferencePoint
 
 _FILE = "result.json"
 
@@ -36,6 +37,22 @@ class DeviceResult(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
+class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
+    """The threshold chosen for all devices of one cut.
+
+    Attributes:
+        held_out: what it came to where it was chosen; None where no threshold keeps the target, and ``why_none`` says.
+        test: what it comes to on the common test set, which had no say; None where there is none.
+    """
+
+    cut: str
+    n_held_out: int
+    target_drop: float
+    held_out: InferencePoint | None
+    test: InferencePoint | None
+    why_none: str
+
+
 class SeedResult(msgspec.Struct, frozen=True, kw_only=True):
     """One run.
 
@@ -46,6 +63,7 @@ class SeedResult(msgspec.Struct, frozen=True, kw_only=True):
         server_digest: SHA-256 of its weights; empty where there are none.
         times: where virtual times come from.
         n_test: samples of the common test set; 0 where there is none.
+        inference: the chosen threshold of each cut; none for a baseline.
     """
 
     seed: int
@@ -57,6 +75,7 @@ class SeedResult(msgspec.Struct, frozen=True, kw_only=True):
     server_digest: str
     times: str
     n_test: int
+    inference: list[Calibrated] = []
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -103,6 +122,19 @@ def summarise(results: Sequence[SeedResult]) -> Summary:
         down_bytes=_spread([sum(d.down_bytes for d in r.devices) for r in results]),
         device_s=_spread([sum(d.compute_s for d in r.devices) for r in results]),
         server_s=_spread([r.server_s for r in results]),
+    )
+
+
+def inference_at(curve: CutInference) -> Calibrated:
+    """Take the chosen point of a cut's curves."""
+    at = curve.chosen
+    return Calibrated(
+        cut=curve.cut,
+        n_held_out=curve.n_held_out,
+        target_drop=curve.target_drop,
+        held_out=None if at is None else curve.held_out[at],
+        test=None if at is None or not curve.test else curve.test[at],
+        why_none=curve.why_none,
     )
 
 

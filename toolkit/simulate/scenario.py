@@ -33,6 +33,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         plan: a plan's TOML text; empty for none.
         profiles: profiles' TOML texts, given to the devices in turn.
         server_flop_per_s: the server's speed, where profiles give the devices'.
+        target_drop: points of accuracy that leaving early may cost, for the threshold that is chosen afterwards.
         drops: device to the round at whose beginning it is lost.
         slow: device to the factor of its step times.
         baseline: what is trained in place of the run's strategy; empty for none.
@@ -52,6 +53,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     plan: str = ""
     profiles: tuple[str, ...] = ()
     server_flop_per_s: float = 20e9
+    target_drop: float = 1.0
     drops: dict[str, int] = {}
     slow: dict[str, float] = {}
     transport: Transport = "memory"

@@ -11,13 +11,15 @@ from coordinator.events import Notice, RunEvent
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.disk import without_sync
 from toolkit.errors import UsageError, did_you_mean
+from toolkit.nn.compute import choose_compute
 from toolkit.nn.zoo import check_model
 from toolkit.simulate.baselines.harness import train_baseline
 from toolkit.simulate.data import FleetData, keep_division, load_fleet_data
 from toolkit.simulate.evaluate import evaluate_run
 from toolkit.simulate.fleet import SimulatedFleet
+from toolkit.simulate.inference import keep_inference, trace_inference
 from toolkit.simulate.mqtt_run import run_over_mqtt
-from toolkit.simulate.results import DeviceResult, SeedResult, keep_result, kept_result
+from toolkit.simulate.results import DeviceResult, SeedResult, inference_at, keep_result, kept_result
 from toolkit.simulate.scenario import Scenario, keep_scenario
 from toolkit.simulate.virtual_run import run_virtually
 
@@ -72,7 +74,9 @@ def _run_fleet(scenario: Scenario, data: FleetData, path: Path, observe: Observe
         run_over_mqtt(fleet, broker=broker)
     else:
         run_virtually(fleet)
-    accuracy, weights = evaluate_run(path, data)
+    evaluated = evaluate_run(path, data, compute=choose_compute(scenario.run.compute))
+    curves = trace_inference(evaluated, target_drop=scenario.target_drop)
+    keep_inference(path, curves)
     meters = fleet.meters
     return SeedResult(
         seed=scenario.run.seed,
@@ -83,18 +87,19 @@ def _run_fleet(scenario: Scenario, data: FleetData, path: Path, observe: Observe
         devices=[
             DeviceResult(
                 device=name,
-                cut=weights.cuts[name],
+                cut=evaluated.jobs[name].cut,
                 n_train=len(own.train),
                 n_held_out=len(own.held_out),
-                accuracy=accuracy[name],
+                accuracy=evaluated.answers[name].accuracy(),
                 up_bytes=meters.up_bytes[name],
                 down_bytes=meters.down_bytes[name],
                 compute_s=meters.device_s[name],
-                digest=weights.devices[name],
+                digest=evaluated.digests[name],
             )
             for name, own in data.devices.items()
         ],
-        server_digest=weights.server,
+        server_digest=evaluated.server_digest,
+        inference=[inference_at(curve) for curve in curves],
         times=fleet.times.basis,
         n_test=0 if data.test is None else len(data.test),
     )

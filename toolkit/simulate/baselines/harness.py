@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import nn
+
 from coordinator.events import Notice, RunEvent
 from coordinator.planning import FleetPlan, GivenCuts, Planner
+from toolkit.nn.compute import choose_compute
 from toolkit.nn.cut import cut_layers
 from toolkit.nn.zoo import build_network
 from toolkit.simulate.baselines.setup import Baseline, Costs, Learner, Setup
 from toolkit.simulate.baselines.splitfed import SplitFed
 from toolkit.simulate.baselines.whole import Centralised, FedAvg, Local
 from toolkit.simulate.data import FleetData
-from toolkit.simulate.evaluate import accuracies, digest_of, prepare
+from toolkit.simulate.evaluate import Answers, DeviceAnswers, NamedRoute, ask, digest_of, prepare
 from toolkit.simulate.planning import data_facts, hellos_of, model_spec, planner_of
 from toolkit.simulate.results import DeviceResult, SeedResult
 from toolkit.simulate.scenario import Baseline as Name
@@ -37,12 +41,12 @@ def train_baseline(
     Raises: HseeError: the scenario makes no sense, or a loss is not finite.
     """
     plan, times = _plan(scenario, data)
-    setup = _setup(plan, times, data)
+    setup = _setup(plan, times, data, choose_compute(scenario.run.compute))
     baseline = MAKERS[name](setup)
     for round_ in range(1, scenario.run.rounds + 1):
         loss = baseline.train_round(round_)
         observe(Notice(f"round {round_}/{scenario.run.rounds}: {name}, mean loss {loss:.3f}"))
-    costs = setup.costs
+    costs, answers = setup.costs, _evaluate(baseline, plan, data)
     return SeedResult(
         seed=scenario.run.seed,
         trained=name,
@@ -55,7 +59,7 @@ def train_baseline(
                 cut=_CUT_OF.get(name, job.cut),
                 n_train=len(data.devices[device].train),
                 n_held_out=len(data.devices[device].held_out),
-                accuracy=accuracies(baseline.routes(device), job, data.devices[device].held_out, data.test),
+                accuracy=answers[device].accuracy(),
                 up_bytes=costs.up_bytes.get(device, 0),
                 down_bytes=costs.down_bytes.get(device, 0),
                 compute_s=costs.device_s.get(device, 0.0),
@@ -72,25 +76,39 @@ def train_baseline(
 def make_setup(scenario: Scenario, data: FleetData) -> Setup:
     """Make what every baseline starts from."""
     plan, times = _plan(scenario, data)
-    return _setup(plan, times, data)
+    return _setup(plan, times, data, choose_compute(scenario.run.compute))
 
 
-def _setup(plan: FleetPlan, times: FleetTimes, data: FleetData) -> Setup:
-    return Setup(
-        {
-            device: Learner(
-                device,
-                job,
-                *prepare(data.devices[device].train, job),
-                data.devices[device].fingerprint,
-                times.devices[device],
-                plan.activation_shapes[device],
-            )
-            for device, job in plan.jobs.items()
-        },
-        times,
-        Costs(),
-    )
+def _setup(plan: FleetPlan, times: FleetTimes, data: FleetData, compute: torch.device) -> Setup:
+    learners = {}
+    for device, job in plan.jobs.items():
+        own = data.devices[device]
+        samples = prepare(own.train, job)
+        learners[device] = Learner(
+            name=device,
+            job=job,
+            x=samples.x.to(compute),
+            y=torch.from_numpy(samples.y).to(compute),
+            fingerprint=own.fingerprint,
+            times=times.devices[device],
+            activation_shape=plan.activation_shapes[device],
+        )
+    return Setup(learners, times, Costs(), compute)
+
+
+def _evaluate(baseline: Baseline, plan: FleetPlan, data: FleetData) -> dict[str, DeviceAnswers]:
+    """Ask every device's route; one that devices share is asked the common questions once."""
+    found, asked = {}, dict[nn.Module, Answers]()
+    common = None if data.test is None else prepare(data.test, next(iter(plan.jobs.values())))
+    for device, job in plan.jobs.items():
+        name, network = baseline.route(device)
+        route = NamedRoute(name, network)
+        if common is not None and network not in asked:
+            asked[network] = ask(route, common)
+        found[device] = DeviceAnswers(
+            ask(route, prepare(data.devices[device].held_out, job)), asked.get(network)
+        )
+    return found
 
 
 def _plan(scenario: Scenario, data: FleetData) -> tuple[FleetPlan, FleetTimes]:

@@ -53,7 +53,8 @@ class Learner:
                 round_=round_,
                 seq=seq,
             )
-            yield self.x[recipe.indices], self.y[recipe.indices], recipe.seed
+            chosen = torch.from_numpy(recipe.indices).to(self.x.device)
+            yield self.x[chosen], self.y[chosen], recipe.seed
 
 
 @dataclass(slots=True)
@@ -75,11 +76,12 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The fleet of a baseline."""
+    """The fleet of a baseline, and where it is computed."""
 
     learners: Mapping[str, Learner]
     times: FleetTimes
     costs: Costs
+    compute: torch.device
 
     @property
     def job(self) -> Job:
@@ -98,8 +100,8 @@ class Baseline(Protocol):
         """Train one round; returns its mean loss, nats."""
         ...
 
-    def routes(self, name: str) -> Mapping[str, nn.Module]:
-        """What answers for a device, by route."""
+    def route(self, name: str) -> tuple[str, nn.Module]:
+        """What answers for a device: the route's name and its network, the same object where devices share it."""
         ...
 
     def device_state(self, name: str) -> Mapping[str, torch.Tensor]:

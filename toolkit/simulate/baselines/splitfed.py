@@ -83,9 +83,9 @@ class SplitFed:
             self._average(self._suffixes, self._of_suffix)
         return mean_loss(losses, round_)
 
-    def routes(self, name: str) -> Mapping[str, nn.Module]:
+    def route(self, name: str) -> tuple[str, nn.Module]:
         """A device's segment and the server's layers behind it; there are no exits."""
-        return {"server": nn.Sequential(self._segments[name], self._suffixes[name])}
+        return "server", nn.Sequential(self._segments[name], self._suffixes[name])
 
     def device_state(self, name: str) -> Mapping[str, torch.Tensor]:
         """A device's segment."""

@@ -17,7 +17,7 @@ from toolkit.simulate.baselines.setup import LABEL_BYTES, Learner, Setup, mean_l
 
 def new_network(setup: Setup) -> StagedNetwork:
     """The network as the run's seed makes it."""
-    return build_network(setup.job.model, seed=setup.job.seed)
+    return build_network(setup.job.model, seed=setup.job.seed).to(setup.compute)
 
 
 class Centralised:
@@ -55,10 +55,10 @@ class Centralised:
         self._setup.costs.wall_s += spent_s
         return mean_loss(losses, round_)
 
-    def routes(self, name: str) -> Mapping[str, nn.Module]:
+    def route(self, name: str) -> tuple[str, nn.Module]:
         """The one network, for every device."""
         del name
-        return {"whole": self._network}
+        return "whole", self._network
 
     def device_state(self, name: str) -> Mapping[str, torch.Tensor]:
         """A device holds nothing."""
@@ -94,9 +94,9 @@ class Local:
         self._setup.costs.wall_s += longest_s
         return mean_loss(losses, round_)
 
-    def routes(self, name: str) -> Mapping[str, nn.Module]:
+    def route(self, name: str) -> tuple[str, nn.Module]:
         """A device's own network."""
-        return {"whole": self._networks[name]}
+        return "whole", self._networks[name]
 
     def device_state(self, name: str) -> Mapping[str, torch.Tensor]:
         """A device's own network."""
@@ -140,10 +140,10 @@ class FedAvg:
         setup.costs.wall_s += longest_s
         return mean_loss(losses, round_)
 
-    def routes(self, name: str) -> Mapping[str, nn.Module]:
+    def route(self, name: str) -> tuple[str, nn.Module]:
         """The common network, for every device."""
         del name
-        return {"whole": self._network}
+        return "whole", self._network
 
     def device_state(self, name: str) -> Mapping[str, torch.Tensor]:
         """Every device holds the common network."""
