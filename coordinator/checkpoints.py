@@ -94,15 +94,17 @@ class Generation:
                 yield device, load_tensors(path)
 
 
+def committed_generations(folder: Path) -> list[Generation]:
+    """Look for the committed generations, oldest first, changing nothing."""
+    if not folder.is_dir():
+        return []
+    return [Generation(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
+
+
 def newest_generation(folder: Path) -> Generation | None:
     """Look for the newest committed generation, changing nothing; None where there is none."""
-    if not folder.is_dir():
-        return None
-    return max(
-        (Generation(path) for path in folder.iterdir() if path.name.isdigit()),
-        key=lambda generation: generation.round,
-        default=None,
-    )
+    kept = committed_generations(folder)
+    return kept[-1] if kept else None
 
 
 class Checkpoints:
@@ -123,7 +125,7 @@ class Checkpoints:
 
     def kept(self) -> list[Generation]:
         """Generations on disk, oldest first."""
-        return [Generation(path) for path in sorted(self._folder.iterdir()) if path.name.isdigit()]
+        return committed_generations(self._folder)
 
     def commit(
         self,

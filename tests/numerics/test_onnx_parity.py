@@ -24,6 +24,7 @@ from toolkit.nn.steps import build_device_model, device_step
 from toolkit.nn.weights import save_tensors
 from toolkit.nn.zoo import build_network
 from toolkit.runtime import load
+from toolkit.runtime.cascade import Reply
 from toolkit.runtime.preprocess import normalise
 from toolkit.runtime.samples import Samples
 from toolkit.wire.job import Job, ModelSpec
@@ -114,9 +115,12 @@ def test_activations_are_those_of_the_cut(tmp_path):
     [segment] = bundle.manifest.segments
     assert (segment.first_stage, segment.last_stage) == ("hidden1", "hidden2")
     seen = []
-    answers = load(tmp_path / "bundle", threshold=1e-9, offload=lambda a: seen.append(a) or [None] * len(a))(
-        x
-    )
+
+    def unanswered(a):
+        seen.append(a)
+        return lambda: [Reply(None, 0.0)] * len(a)
+
+    answers = load(tmp_path / "bundle", threshold=1e-9, offload=unanswered)(x)
     np.testing.assert_allclose(seen[0], h, atol=1e-4)
     np.testing.assert_array_equal(answers.index, logits.argmax(1))
     assert report.segments[0].parity.max_activation_difference == pytest.approx(

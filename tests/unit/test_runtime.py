@@ -9,7 +9,7 @@ from toolkit.bundle.folder import write_bundle
 from toolkit.bundle.manifest import Preprocessing
 from toolkit.errors import BrokerUnreachableError, BundleError, DataError, ExitPolicyError, ShapeError
 from toolkit.runtime import load
-from toolkit.runtime.cascade import Cascade
+from toolkit.runtime.cascade import Cascade, Reply
 from toolkit.runtime.exit_policy import normalised_entropy, probabilities
 from toolkit.runtime.segment import OnnxSegment
 
@@ -112,12 +112,19 @@ def test_the_callers_policy_goes_before_the_bundles(tmp_path):
 # offload
 
 
+def at_once(*logits):
+    """A coordinator that answers all, each in 5 ms."""
+    return lambda _: (
+        lambda: [Reply(None if one is None else np.asarray(one, np.float32), 5.0) for one in logits]
+    )
+
+
 def test_only_unsure_samples_are_offloaded_as_activations(tmp_path):
     asked = []
 
     def coordinator(h):
         asked.append(h)
-        return [np.asarray([0, 0, 50], np.float32)] * len(h)
+        return lambda: [Reply(np.asarray([0, 0, 50], np.float32), 5000.0)] * len(h)
 
     bundle = write_tiny_bundle(tmp_path / "b", factors=(1.0, 10.0))
     answers = Cascade(bundle, offload=coordinator)(X)
@@ -128,9 +135,15 @@ def test_only_unsure_samples_are_offloaded_as_activations(tmp_path):
     assert answers.offloaded.tolist() == [True, False, False, False]
     assert not answers.unsure.any()
     assert not answers.fallback.any()
+    assert answers.ms[0] > 5000
+    assert answers.ms[1:].max() < 5000
 
 
 def unreachable(_):
+    raise BrokerUnreachableError("The link was pulled.")
+
+
+def pulled():
     raise BrokerUnreachableError("The link was pulled.")
 
 
@@ -138,16 +151,18 @@ def unreachable(_):
     "coordinator",
     [
         unreachable,
-        lambda h: [None] * len(h),
-        lambda h: [np.zeros(2, np.float32)] * len(h),
-        lambda h: [np.asarray([0, 0, np.nan], np.float32)] * len(h),
+        lambda _: pulled,
+        at_once(None, None),
+        at_once([0, 0], [0, 0]),
+        at_once([0, 0, np.nan], [0, np.inf, 0]),
     ],
-    ids=["unreachable", "late", "wrong shape", "not finite"],
+    ids=["unreachable", "pulled", "late", "wrong shape", "not finite"],
 )
 def test_no_usable_reply_leaves_the_exits_own_answer_marked(tmp_path, coordinator):
     bundle = write_tiny_bundle(tmp_path / "b")
     alone, answers = Cascade(bundle)(X), Cascade(bundle, offload=coordinator)(X)
     assert answers.fallback.tolist() == [True, False, True, False]
+    assert answers.offloaded.tolist() == [True, False, True, False]
     assert answers.unsure.tolist() == [True, False, True, False]
     np.testing.assert_array_equal(answers.index, alone.index)
     np.testing.assert_array_equal(answers.exits, alone.exits)
@@ -155,10 +170,25 @@ def test_no_usable_reply_leaves_the_exits_own_answer_marked(tmp_path, coordinato
 
 def test_some_replies_may_come_and_others_not(tmp_path):
     bundle = write_tiny_bundle(tmp_path / "b")
-    answers = Cascade(bundle, offload=lambda _: [None, np.asarray([50, 0, 0], np.float32)])(X)
+    answers = Cascade(bundle, offload=at_once(None, [50, 0, 0]))(X)
     assert [a.exit for a in answers] == ["exit1", "exit1", "coordinator", "exit1"]
     assert answers.fallback.tolist() == [True, False, False, False]
     assert answers[2].label == "ant"
+
+
+def test_the_rest_of_the_batch_does_not_wait(tmp_path):
+    waited = []
+
+    def coordinator(h):
+        return lambda: waited.append(len(h)) or [Reply(np.asarray([50, 0, 0], np.float32), 1.0)] * len(h)
+
+    begun = Cascade(write_tiny_bundle(tmp_path / "b"), offload=coordinator).begin(X)
+    assert waited == []
+    assert begun.waiting.tolist() == [0, 2]
+    assert [begun.answers[i].label for i in (1, 3)] == ["ant", "ant"]
+    assert [a.label for a in begun.finish()] == ["ant"] * 4
+    assert begun.finish() is begun.answers
+    assert waited == [2]
 
 
 def test_the_end_of_the_network_is_not_offloaded(tmp_path):

@@ -71,9 +71,10 @@ def _run(words: list[str]) -> int:
 
         return agent_start(words[2:])
     if words[:1] == ["infer"]:
+        from toolkit.cli.offloading import connect_offload
         from toolkit.runtime.__main__ import main as infer
 
-        return infer(words[1:])
+        return infer(words[1:], connect_offload)
     return _run_typer(words)
 
 

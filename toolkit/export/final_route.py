@@ -8,10 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from toolkit.errors import CheckpointError
 from toolkit.export.graph import Piece
-from toolkit.nn.cut import take_suffix
-from toolkit.nn.zoo import build_network
+from toolkit.nn.suffix_weights import build_suffix
 from toolkit.wire.job import Job
 
 FINAL = "final"
@@ -27,12 +25,6 @@ def build_final_route(job: Job, weights: Mapping[str, torch.Tensor], *, where: s
         where: these come from, for messages.
     Raises: CheckpointError: they are of another network.
     """
-    suffix = take_suffix(build_network(job.model, seed=job.seed), job.cut)
-    try:
-        suffix.load_state_dict({name: weights[name] for name in suffix.state_dict()})
-    except (KeyError, RuntimeError) as exc:
-        raise CheckpointError(
-            f"The weights in {where} are not those of {job.model.name} after {job.cut}: {exc}", path=where
-        ) from exc
+    suffix = build_suffix(job.model, job.cut, weights, seed=job.seed, where=where)
     *stages, (_, classifier) = suffix.named_children()
     return Piece(nn.Sequential(OrderedDict(stages)), classifier, exit_name=FINAL, ends=True)

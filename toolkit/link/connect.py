@@ -29,13 +29,13 @@ def broker_of(settings: Settings, *, default_username: str = "") -> BrokerAddres
     )
 
 
-def make_link(address: BrokerAddress, *, client_id: str, will: tuple[str, bytes]) -> Link:
+def make_link(address: BrokerAddress, *, client_id: str, will: tuple[str, bytes] | None = None) -> Link:
     """Make a link to a broker, not started yet.
 
     Args:
         address: the broker.
         client_id: this process's own; equal to its account where it has one.
-        will: topic and retained payload that the broker publishes when this process is lost.
+        will: topic and retained payload that the broker publishes when this process is lost; None for none.
     Raises: InsecureBrokerError: off this machine without TLS or credentials. MissingPartError: paho is not installed.
     """
     require("paho", part="agent", purpose="Talking to a broker")

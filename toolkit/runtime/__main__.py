@@ -1,24 +1,25 @@
-"""``hsee infer``: answer samples with a bundle, without torch and without a network."""
+"""``hsee infer``: answer samples with a bundle, without torch, and without a network unless a broker is named."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, Protocol, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.folder import open_bundle
-from toolkit.bundle.manifest import VariantName
+from toolkit.bundle.manifest import Manifest, VariantName
 from toolkit.errors import HseeError, MachineError, UsageError, report_error
-from toolkit.runtime.cascade import Answer, Answers, Cascade
+from toolkit.runtime.cascade import Answer, Answers, Begun, Cascade, Reply
 from toolkit.runtime.exit_policy import POLICIES
 from toolkit.runtime.preprocess import n_far_outside
 from toolkit.runtime.samples import Samples, read_batches
@@ -28,13 +29,40 @@ example:
   hsee infer runs/demo/export/dev1 picture.png
   hsee infer dev1.hsee picture.png
   hsee infer runs/demo/export/dev1 held_out.npz --batch 32 --json
+  hsee infer dev1.hsee picture.png --broker 192.0.2.7:1883 --offload-deadline 200ms
 
 SAMPLES is a picture, a folder of pictures or of class folders, .npz (x, and y if labels are known), .npy,
 .csv (a flattened sample a row), or - for csv on standard input, answered row by row.
 """
+_OFFLOAD_HELP = (
+    "Ask the coordinator about samples of which no exit is sure: their activations leave this board, labels and inputs do "
+    "not. No answer in time, or no link: the exit's own answer, marked 'fallback'."
+)
+_AHEAD = 16
+"""Batches that go on while an earlier one waits for the coordinator."""
 _LATEST_TIMES = 100_000
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+
+
+class Offloading(Protocol):
+    """A way to the coordinator: asks, and says afterwards what came of it."""
+
+    def __call__(self, h: NDArray[np.float32]) -> Callable[[], Sequence[Reply]]:
+        """Ask; see :data:`toolkit.runtime.cascade.Offload`."""
+
+    def summary(self) -> dict[str, Any]:
+        """What came of it, for ``--json``."""
+
+    def summary_line(self) -> str:
+        """The same for people."""
+
+    def close(self) -> None:
+        """Leave the broker."""
+
+
+Connect = Callable[[argparse.Namespace, Manifest], Offloading]
+"""Makes the way to the coordinator; the runtime knows no link, so the command line brings it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,10 +76,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(ms|s)", text)
+    if found is None or not 0 < float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 200ms or 1.5s")
+    return float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hsee infer",
-        description="Answer samples with an exported bundle, on this machine alone.",
+        description="Answer samples with an exported bundle, on this machine; ask a coordinator only if one is named.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,7 +120,30 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="one JSON object on standard output, nothing else"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="only the summary")
+    _add_offload(parser.add_argument_group("offload", _OFFLOAD_HELP))
     return parser
+
+
+def _add_offload(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--broker", metavar="HOST:PORT", help="the MQTT broker, or mqtts://HOST:PORT")
+    group.add_argument(
+        "--offload-deadline",
+        type=_seconds,
+        default=0.2,
+        metavar="TIME",
+        help="how long an answer is waited for: 200ms, 1.5s (default 200ms)",
+    )
+    group.add_argument("--fleet", help="the fleet this board belongs to")
+    group.add_argument("--id", metavar="ID", help="this board's device id; default: the bundle's")
+    group.add_argument("--username", help="account at the broker; default with a password: ID.infer")
+    group.add_argument("--password-file", metavar="FILE", help="file with its password")
+    group.add_argument("--ca-file", metavar="FILE", help="authority that signed the broker's certificate")
+    group.add_argument(
+        "--insecure",
+        action="store_const",
+        const=True,
+        help="allow a broker off this machine without TLS and login",
+    )
 
 
 class _Tally:
@@ -94,6 +152,7 @@ class _Tally:
     def __init__(self, cascade: Cascade) -> None:
         self._cascade = cascade
         self._n = self._n_unsure = self._n_labelled = self._n_right = self._n_sure_right = 0
+        self._n_offloaded = self._n_fallback = 0
         self._by_exit = np.zeros(len(cascade.exit_names), np.int64)
         self._ms: deque[float] = deque(maxlen=_LATEST_TIMES)
 
@@ -101,6 +160,8 @@ class _Tally:
         """Count a batch in."""
         self._n += len(answers)
         self._n_unsure += int(np.count_nonzero(answers.unsure))
+        self._n_offloaded += int(np.count_nonzero(answers.offloaded))
+        self._n_fallback += int(np.count_nonzero(answers.fallback))
         self._by_exit += np.bincount(answers.exits, minlength=len(self._by_exit))
         self._ms.extend(answers.ms.tolist())
         if labels is not None:
@@ -117,6 +178,9 @@ class _Tally:
             "n_samples": self._n,
             "answered_by": {name: n for name, n in by_exit if n},
             "n_unsure": self._n_unsure,
+            "n_offloaded": self._n_offloaded,
+            "n_answered": self._n_offloaded - self._n_fallback,
+            "n_fallback": self._n_fallback,
             "ms_p50": p50,
             "ms_p95": p95,
             "policies": [asdict(policy) for policy in self._cascade.policies],
@@ -167,47 +231,93 @@ def _sample_record(name: str, answer: Answer, known: str | None) -> dict[str, An
     return record if known is None else {**record, "known": known}
 
 
-def _infer(options: argparse.Namespace) -> None:
-    cascade = Cascade(
-        open_bundle(options.bundle),
-        policy=options.policy,
-        threshold=options.threshold,
-        threads=options.threads,
-        variant=options.variant,
-    )
-    classes = cascade.class_names
-    tally = _Tally(cascade)
-    records: list[dict[str, Any]] = []
-    n_far = 0
-    for samples in read_batches(
-        options.source,
-        input_shape=cascade.input_shape,
-        class_names=None if options.no_labels else classes,
-        batch=options.batch,
-        fit=options.fit,
-    ):
-        answers = cascade.run(samples.x)
-        tally.add(answers, samples.labels)
-        n_far += n_far_outside(samples.x, *cascade.manifest.preprocessing.value_range)
+class _Report:
+    """Says each batch as it is done, in the order of the source, and the summary at the end."""
+
+    def __init__(self, options: argparse.Namespace, cascade: Cascade) -> None:
+        self._options = options
+        self._cascade = cascade
+        self._tally = _Tally(cascade)
+        self._records: list[dict[str, Any]] = []
+        self._n_far = 0
+
+    def add(self, samples: Samples, answers: Answers) -> None:
+        """Say one batch."""
+        self._tally.add(answers, samples.labels)
+        self._n_far += n_far_outside(samples.x, *self._cascade.manifest.preprocessing.value_range)
+        classes = self._cascade.class_names
         for name, answer, known in zip(samples.names, answers, _known(samples, classes), strict=True):
-            if options.json:
-                records.append(_sample_record(name, answer, known))
-            elif not options.quiet:
+            if self._options.json:
+                self._records.append(_sample_record(name, answer, known))
+            elif not self._options.quiet:
                 _say(_line(name, answer, known))
-        if options.source == "-":
+        if self._options.source == "-":
             sys.stdout.flush()
-    summary = tally.summary()
-    if n_far:
-        low, high = cascade.manifest.preprocessing.value_range
-        _complain(
-            f"note: {n_far} samples hold values far outside {low:g} to {high:g}, the range this bundle was measured on: "
-            "are they scaled as the training data was?"
+
+    def end(self, offloading: Offloading | None) -> None:
+        """Say the summary."""
+        options, summary = self._options, self._tally.summary()
+        if self._n_far:
+            low, high = self._cascade.manifest.preprocessing.value_range
+            _complain(
+                f"note: {self._n_far} samples hold values far outside {low:g} to {high:g}, the range this bundle was "
+                "measured on: are they scaled as the training data was?"
+            )
+        if options.json:
+            facts = {**summary, "n_far_outside": self._n_far}
+            if offloading is not None:
+                facts["offload"] = offloading.summary()
+            body = {"success": True, "samples": self._records, "summary": facts}
+            _say(msgspec.json.encode(body).decode())
+            return
+        lines = _summary_lines(summary, batch=options.batch, threads=options.threads)
+        _say("\n".join([*lines, *([offloading.summary_line()] if offloading is not None else [])]))
+
+
+def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
+    bundle = open_bundle(options.bundle)
+    offloading = _offloading(options, bundle.manifest, connect)
+    try:
+        cascade = Cascade(
+            bundle,
+            offload=offloading,
+            policy=options.policy,
+            threshold=options.threshold,
+            threads=options.threads,
+            variant=options.variant,
         )
-    if options.json:
-        body = {"success": True, "samples": records, "summary": {**summary, "n_far_outside": n_far}}
-        _say(msgspec.json.encode(body).decode())
-    else:
-        _say("\n".join(_summary_lines(summary, batch=options.batch, threads=options.threads)))
+        report = _Report(options, cascade)
+        ahead = 0 if options.source == "-" else _AHEAD
+        begun: deque[tuple[Samples, Begun]] = deque()
+        for samples in read_batches(
+            options.source,
+            input_shape=cascade.input_shape,
+            class_names=None if options.no_labels else cascade.class_names,
+            batch=options.batch,
+            fit=options.fit,
+        ):
+            begun.append((samples, cascade.begin(samples.x)))
+            while begun and (len(begun) > ahead or not begun[0][1].waiting.size):
+                done, batch = begun.popleft()
+                report.add(done, batch.finish())
+        for done, batch in begun:
+            report.add(done, batch.finish())
+        report.end(offloading)
+    finally:
+        if offloading is not None:
+            offloading.close()
+
+
+def _offloading(
+    options: argparse.Namespace, manifest: Manifest, connect: Connect | None
+) -> Offloading | None:
+    if options.broker is None:
+        return None
+    if connect is None:
+        raise UsageError(
+            "This process knows no link, so it can't offload.", hint="Run it as: hsee infer ... --broker ..."
+        )
+    return connect(options, manifest)
 
 
 def _known(samples: Samples, classes: Sequence[str]) -> list[str | None]:
@@ -224,16 +334,17 @@ def _complain(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], connect: Connect | None = None) -> int:
     """Run ``hsee infer``.
 
     Args:
         argv: without the program's name.
+        connect: makes the way to the coordinator where a broker is named.
     Returns: the exit status.
     """
     as_json = "--json" in argv
     try:
-        _infer(_parser().parse_args(argv))
+        _infer(_parser().parse_args(argv), connect)
         sys.stdout.flush()
     except HseeError as exc:
         return report_error(exc, as_json=as_json)

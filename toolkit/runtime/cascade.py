@@ -19,8 +19,22 @@ from toolkit.runtime.preprocess import normalise
 from toolkit.runtime.samples import scale
 from toolkit.runtime.segment import OnnxSegment, return_freed_memory
 
-Offload = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32] | None]]
-"""Asks the coordinator: activations (M, ...) at the cut in, M times logits (K,) out; None where no answer came in time."""
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of asking about one sample.
+
+    Attributes:
+        logits: (K,); None where no answer came in time.
+        ms: from the question to the answer, or to giving up.
+    """
+
+    logits: NDArray[np.float32] | None
+    ms: float
+
+
+Offload = Callable[[NDArray[np.float32]], Callable[[], Sequence[Reply]]]
+"""Asks the coordinator: activations (M, ...) at the cut in; returns at once, with what waits for the M replies."""
 
 COORDINATOR = "coordinator"
 """The exit name of an offloaded answer."""
@@ -37,9 +51,9 @@ class Answer:
         entropy: normalised, in [0, 1].
         exit: who answered: an exit's name, or "coordinator".
         unsure: no exit was sure, and nobody else was asked or answered.
-        offloaded: the coordinator was asked.
+        offloaded: the coordinator was to be asked.
         fallback: it was asked, did not answer in time, and the last exit's own answer stands here.
-        ms: its share of the time of each step it went through.
+        ms: its share of the time of each step it went through, and the wait for the coordinator.
     """
 
     label: str
@@ -127,12 +141,55 @@ class _Step:
     exit: int
 
 
+class Begun:
+    """A batch that this machine is done with.
+
+    Attributes:
+        answers: its own; those of ``waiting`` may still be replaced.
+        waiting: (M,) rows that the coordinator was asked about.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        waiting: NDArray[np.int64],
+        replies: Callable[[], Sequence[Reply]] | None,
+    ) -> None:
+        self.answers = answers
+        self.waiting = waiting
+        self._replies = replies
+
+    def finish(self) -> Answers:
+        """Wait for the replies; where none came in time, or one that is no answer, the exit's own stands, marked."""
+        replies, self._replies = self._replies, None
+        if replies is None:
+            return self.answers
+        final = ExitPolicy("entropy", 1.0)
+        coordinator = len(self.answers.exit_names) - 1
+        shape = (len(self.answers.class_names),)
+        for row, reply in zip(self.waiting, _all_of(replies, len(self.waiting)), strict=True):
+            self.answers.ms[row] += reply.ms
+            if reply.logits is None or reply.logits.shape != shape or not np.isfinite(reply.logits).all():
+                self.answers.fallback[row] = True
+            else:
+                self.answers.enter(row[None], final.judge(reply.logits[None]), coordinator)
+                self.answers.unsure[row] = False
+        return self.answers
+
+
+def _all_of(replies: Callable[[], Sequence[Reply]], n: int) -> Sequence[Reply]:
+    try:
+        return replies()
+    except HseeError:
+        return [Reply(None, 0.0)] * n
+
+
 class Cascade:
     """A bundle ready to answer.
 
     Args:
         bundle: opened, so checked.
-        offload: asks the coordinator about samples of which no exit is sure; None answers all here.
+        offload: asks the coordinator about samples of which no exit is sure, see :data:`Offload`; None answers all here.
         policy: instead of the bundle's; needs a threshold.
         threshold: instead of the bundle's, for every exit.
         threads: that compute one operator together.
@@ -192,7 +249,13 @@ class Cascade:
         return self.run(x)
 
     def run(self, x: NDArray[Any]) -> Answers:
+        """Answer a batch, and wait for what was offloaded; arguments and errors as of :meth:`begin`."""
+        return self.begin(x).finish()
+
+    def begin(self, x: NDArray[Any]) -> Begun:
         """Answer a batch: only samples of which no exit was sure reach a later segment or the coordinator.
+
+        Nothing is waited for: what the coordinator was asked is answered by :meth:`Begun.finish`.
 
         Args:
             x: (N, *input_shape) raw, float, or uint8 which is scaled to [0, 1]; or one such sample.
@@ -223,27 +286,19 @@ class Cascade:
             now = time.perf_counter()
             answers.spend(left, (now - started) * 1000 / len(left))
             left, started = going, now
-        if self._offload is not None and len(self._steps[-1].outputs) > 1 and left.size:
-            self._ask(self._offload, answers, left, h)
-        return answers
+        if self._offload is None or len(self._steps[-1].outputs) < 2 or not left.size:  # noqa: PLR2004 - logits, activations
+            return Begun(answers, left[:0], None)
+        return Begun(answers, left, self._ask(self._offload, answers, left, h))
 
     def _ask(
         self, offload: Offload, answers: Answers, rows: NDArray[np.int64], h: NDArray[np.float32]
-    ) -> None:
-        started = time.perf_counter()
-        try:
-            replies = offload(h)
-        except HseeError:
-            replies = [None] * len(rows)  # the exit's own answers stand: no link trouble may cost an answer
-        final = ExitPolicy("entropy", 1.0)
-        for row, logits in zip(rows, replies, strict=True):
-            if logits is None or logits.shape != (len(self.class_names),) or not np.isfinite(logits).all():
-                answers.fallback[row] = True
-            else:
-                answers.enter(row[None], final.judge(logits[None]), len(self.exit_names) - 1)
-                answers.unsure[row] = False
+    ) -> Callable[[], Sequence[Reply]] | None:
         answers.offloaded[rows] = True
-        answers.spend(rows, (time.perf_counter() - started) * 1000 / len(rows))
+        try:
+            return offload(h)
+        except HseeError:
+            answers.fallback[rows] = True  # the exits' own answers stand: no link trouble may cost an answer
+            return None
 
     def _checked(self, x: NDArray[Any]) -> NDArray[np.float32]:
         if x.shape == self.input_shape:

@@ -37,6 +37,11 @@ class Assembler:
         self._open: OrderedDict[bytes, tuple[Chunk, dict[int, bytes]]] = OrderedDict()
         self.n_abandoned = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the payloads that are not whole yet."""
+        return sum(len(piece) for _, pieces in self._open.values() for piece in pieces.values())
+
     def add(self, chunk: Chunk, body: memoryview) -> bytes | None:
         """Take one chunk.
 
