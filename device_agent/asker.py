@@ -205,6 +205,7 @@ class Asker:
             if question.outcome is None:
                 self._end(question, "late")
                 self._n_silent += 1
+                self._probe_at = question.ended + PROBE_S
             self._count(question)
         ms = (question.ended - question.asked) * 1000
         if question.logits is None:

@@ -20,6 +20,7 @@ from toolkit.cli import (
     invite_commands,
     model_commands,
     profile_commands,
+    serve_commands,
     simulate_commands,
 )
 
@@ -51,10 +52,11 @@ def root(
 
 @app.command(context_settings=agent_commands.FORWARD)
 def infer(context: typer.Context) -> None:
-    """Answer samples with an exported bundle, offline."""
+    """Answer samples with an exported bundle, offline, or asking a coordinator when unsure."""
+    from toolkit.cli.offloading import connect_offload
     from toolkit.runtime.__main__ import main
 
-    raise typer.Exit(main(context.args))
+    raise typer.Exit(main(context.args, connect_offload))
 
 
 app.command()(init_commands.init)
@@ -65,6 +67,7 @@ app.command()(calibrate_commands.calibrate)
 app.command()(profile_commands.profile)
 app.command()(profile_commands.plan)
 app.command()(simulate_commands.simulate)
+coordinator_commands.app.command()(serve_commands.serve)
 app.add_typer(agent_commands.app, name="agent")
 app.add_typer(coordinator_commands.app, name="coordinator")
 app.add_typer(coordinator_commands.run_app, name="run")

@@ -185,6 +185,8 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
 
     from coordinator.desk import Desk
     from coordinator.events import Notice
+    from coordinator.offload import OffloadService
+    from coordinator.routes import Routes
     from coordinator.server import Coordinator
     from toolkit.config import settings_text
     from toolkit.link.connect import make_link
@@ -196,6 +198,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     run = folder.record.run
     will = (topics.bridge_state, encode_word(BridgeWord("offline", run, folder.record.term + 1)))
     link = make_link(address, client_id=address.username or f"coord-{run}", will=will)
+    compute = choose_compute(settings.run.compute)
     folder.write_text("config.toml", settings_text(settings))
     folder.write_environment()
     desk = Desk(folder.path.parent, warn=lambda text: display.show(Notice(text)))
@@ -211,7 +214,15 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
         settings=settings.run,
         clock=time.monotonic,
         observe=observe,
-        device=choose_compute(settings.run.compute),
+        device=compute,
+        services=[
+            OffloadService(
+                run,
+                topics=topics,
+                routes=Routes(folder.path / "checkpoints", device=compute),
+                clock=time.monotonic,
+            )
+        ],
     )
     desk.begin(folder.path)
     display.begin(run=run, folder=folder.path, broker=str(address), fleet=topics.fleet)

@@ -78,7 +78,7 @@ def _positive(text: str) -> int:
 
 def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(ms|s)", text)
-    if found is None or not 0 < float(found[1]):
+    if found is None or not float(found[1]) > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 200ms or 1.5s")
     return float(found[1]) / (1000 if found[2] == "ms" else 1)
 

@@ -1,0 +1,109 @@
+"""``hsee coordinator serve``: answer offloaded samples with the layers of a run that is over."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile, Username
+from toolkit.errors import UsageError, require
+
+if TYPE_CHECKING:
+    from coordinator.offload import OffloadService
+
+POLL_S = 0.02
+TELL_EVERY_S = 30.0
+COUNTED = ("n_answered", "n_passes", "n_declined", "n_expired", "n_dropped")
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    *,
+    broker: Broker = None,
+    username: Username = None,
+    password_file: PasswordFile = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = None,
+    json: Json = False,
+) -> None:
+    """Answer what boards offload (hsee infer --broker) with the layers of a run that is over, until it is stopped.
+
+    A coordinator that trains does the same beside its training.
+
+    Example: hsee coordinator serve runs/run-20260101-120000
+    """
+    if not (folder / "run.json").exists():
+        raise UsageError(
+            f"{folder} is no run folder: it holds no run.json.", hint="Runs stand in the folder 'runs'."
+        )
+    require("torch", part="coordinator", purpose="Serving a run")
+    import torch
+
+    from coordinator.offload import OffloadService
+    from coordinator.routes import Routes
+    from coordinator.run_folder import RunFolder
+    from coordinator.serving import Server
+    from toolkit.config import load_config
+    from toolkit.link.connect import broker_of, make_link
+    from toolkit.nn.compute import choose_compute
+    from toolkit.wire.topics import Topics, check_name
+
+    flags = {
+        "broker.address": broker,
+        "broker.username": username,
+        "broker.password_file": password_file,
+        "broker.ca_file": ca_file,
+        "broker.insecure": insecure,
+    }
+    settings = load_config(flags, cwd_file=folder / "config.toml")
+    torch.set_num_threads(settings.run.threads)
+    held = RunFolder(folder, folder.resolve().name)  # one coordinator a run
+    try:
+        routes = Routes(folder / "checkpoints", device=choose_compute(settings.run.compute))
+        served = routes.served()
+        if not served.rounds:
+            raise UsageError(f"No round of {folder} is closed yet: it has no layers that could answer.")
+        run = held.record.run
+        address = broker_of(settings, default_username=f"coord-{run}")
+        topics = Topics(check_name(settings.fleet.name, what="The fleet's name"))
+        service = OffloadService(run, topics=topics, routes=routes, clock=time.monotonic)
+
+        def say(text: str) -> None:
+            typer.echo(msgspec.json.encode({"event": "notice", "text": text}).decode() if json else text)
+
+        server = Server(
+            make_link(address, client_id=address.username or f"coord-{run}"),
+            [service],
+            clock=time.monotonic,
+            say=say,
+        )
+        rounds = ", ".join(map(str, served.rounds))
+        say(f"serving run {run} at {address}: layers of round {rounds}, behind {', '.join(served.shapes)}")
+        try:
+            server.start()
+            told_at = time.monotonic()
+            while True:
+                server.poll(POLL_S)
+                if time.monotonic() - told_at >= TELL_EVERY_S:
+                    told_at = time.monotonic()
+                    _tell(service, json=json)
+        finally:
+            server.close()
+            _tell(service, json=json)
+    finally:
+        held.close()
+
+
+def _tell(service: OffloadService, *, json: bool) -> None:
+    counts = {name: getattr(service, name) for name in COUNTED}
+    if json:
+        typer.echo(msgspec.json.encode({"event": "offload", **counts}).decode())
+        return
+    typer.echo(
+        f"{counts['n_answered']} questions answered in {counts['n_passes']} passes, {counts['n_declined']} declined, "
+        f"{counts['n_expired']} too late, {counts['n_dropped']} messages beyond the budget"
+    )
