@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -12,15 +13,16 @@ import tomlkit
 from coordinator.registry import DataFacts
 from coordinator.wishes import wishes_of
 from toolkit.config import Run
-from toolkit.errors import PlanError, ProfileError, did_you_mean
+from toolkit.errors import ModelError, PlanError, ProfileError, did_you_mean
 from toolkit.nn.cut import activation_shape, take_segment
 from toolkit.nn.recipe import eval_batches_in_round, steps_in_round
+from toolkit.nn.sizes import sizes_of_cuts
 from toolkit.nn.zoo import build_network
 from toolkit.plan.choose import choose_cuts
 from toolkit.plan.cost import DeviceInput, ServerInput
 from toolkit.plan.schema import plan_text
 from toolkit.profile.measure import measure_server
-from toolkit.profile.schema import Profile, misfit, parse_profile
+from toolkit.profile.schema import Profile, for_classes, misfit, parse_profile
 from toolkit.wire.job import Job, ModelSpec, OptimizerSpec
 from toolkit.wire.messages import Hello, MeasureRequest
 from toolkit.wire.tensors import check_codec
@@ -98,7 +100,7 @@ class ProfilePlanner:
             [
                 DeviceInput(
                     name=device,
-                    profile=_for_classes(parse_profile(hello.profile, where=device), model.n_classes),
+                    profile=for_classes(parse_profile(hello.profile, where=device), model.n_classes),
                     n_batches=lists[device][0],
                     n_held_out_batches=-(-hello.data.n_eval // settings.batch_size),
                     codec=codec,
@@ -176,8 +178,10 @@ def needs_measuring(settings: Run, hello: Hello) -> MeasureRequest | None:
         profile = parse_profile(hello.profile, where=f"the profile of {hello.device}")
     except ProfileError:
         return request
-    wanted = _for_classes(profile, model.n_classes)
+    wanted = for_classes(profile, model.n_classes)
     if misfit(wanted, model, batch_size=settings.batch_size, exit_head=settings.exit_head):
+        return request
+    if not _is_of_this_model(profile):
         return request
     # Another version's times are another program's; a profile that names none is taken at its word.
     measured_by = profile.provenance.software.get("hsee")
@@ -187,6 +191,27 @@ def needs_measuring(settings: Run, hello: Hello) -> MeasureRequest | None:
         and hello.software != f"hsee {measured_by}"
     )
     return request if is_stale else None
+
+
+def _is_of_this_model(profile: Profile) -> bool:
+    """Whether a profile's cuts are those of the model as it is now: a user's own changes under the same name."""
+    if profile.model is None or profile.training is None:
+        return False
+    now = _sizes(msgspec.json.encode(profile.model), profile.training.exit_head)
+    same = all(
+        row.failed or now.get(row.cut) == (row.n_parameters, row.activation_bytes) for row in profile.cuts
+    )
+    return same and (profile.partial or {row.cut for row in profile.cuts} == now.keys())
+
+
+@lru_cache(maxsize=8)
+def _sizes(model: bytes, exit_head: str) -> dict[str, tuple[int, int]]:
+    """Size a model's cuts once for all devices that bring a profile of it; none where it can't be built."""
+    try:
+        sizes = sizes_of_cuts(msgspec.json.decode(model, type=ModelSpec), exit_head=exit_head)
+    except ModelError:
+        return {}
+    return {size.cut: (size.n_parameters, size.activation_bytes) for size in sizes}
 
 
 def _model(settings: Run, facts: DataFacts) -> ModelSpec:
@@ -258,10 +283,3 @@ def _fleet_plan(
         activation_shapes={device: shapes[cut] for device, cut in cuts.items()},
         classes=facts.classes,
     )
-
-
-def _for_classes(profile: Profile, n_classes: int) -> Profile:
-    """The same profile for another class count: it changes only the exit's last row, which costs nothing to speak of."""
-    if profile.model is None:
-        return profile
-    return msgspec.structs.replace(profile, model=msgspec.structs.replace(profile.model, n_classes=n_classes))

@@ -14,6 +14,7 @@ from dataclasses import replace
 import msgspec
 import torch
 
+from coordinator.advice import Advisor
 from coordinator.checkpoints import CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
 from coordinator.flow import Flow
@@ -31,7 +32,7 @@ from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received, matches
 from toolkit.wire import chunks, frames, payloads, seats
-from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Phase
+from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Pace, Phase
 from toolkit.wire.seats import Seat, SeatPhase
 from toolkit.wire.topics import Topics
 from toolkit.wire.words import BridgeWord, Presence, encode_word, read_device_word
@@ -94,6 +95,7 @@ class Coordinator:
         self._seats: dict[str, Seat] = {}
         self._assemblers: dict[str, chunks.Assembler] = {}
         self._flow = Flow(settings.round_deadline_s)
+        self._advisor = Advisor(folder.path, settings)
         self._underway: Underway | None = None
         self._started_at = clock()
         self._first_contact_by: float | None = self._started_at + connect_s
@@ -283,6 +285,8 @@ class Coordinator:
         self._folder.record.rounds_closed = report.round
         self._folder.save_record()
         self._observe(RoundClosed(report, underway.state.cuts, underway.state.common.rounds))
+        for text in self._advisor.round_over():
+            self._observe(Notice(text))
         if not any(seat.connected for seat in self._seats.values()):
             raise PartialError(
                 f"Every device is gone at the end of round {report.round}.",
@@ -351,6 +355,11 @@ class Coordinator:
                 self._on_hello(device, message)
             case Bye():
                 self._advance(device, seats.Gone(message.boot_nonce, on_purpose=True))
+            case Pace():
+                # PROTOCOL.md 18: "The coordinator MUST refuse a pace that names another device than its topic"
+                if message.device != device:
+                    raise RemoteProtocolError(f"A pace on the topic of {device!r} names {message.device!r}.")
+                self._advisor.hear(device, message)
             case Chunk():
                 self._advance(device, seats.Heard(self._clock()))
                 whole = self._assemblers.setdefault(device, chunks.Assembler()).add(message, body)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from device_agent.drift import Drift
+from device_agent.drift import PaceWatch
 from toolkit import __version__
 from toolkit.errors import (
     BrokerError,
@@ -137,7 +137,7 @@ class Agent:
         self._trainer: TrainsRounds | None = None
         self._job: Job | None = None
         self._ready: OrderedDict[int, Batch] = OrderedDict()
-        self._drift: Drift | None = None
+        self._pace: PaceWatch | None = None
         self._stop: session.Stop | None = None
         self._is_connected = False
         self._trying_said = False
@@ -180,8 +180,8 @@ class Agent:
         Raises: HseeError: this process can't go on.
         """
         busy = self._work()
-        if self._drift is not None:
-            self._drift.looked(self._clock(), self._link.outstanding_bytes)
+        if self._pace is not None:
+            self._pace.looked(self._clock(), self._link.outstanding_bytes)
         for event in self._link.poll(0.0 if busy else timeout_s):
             self._on_link(event)
         self._feed(session.Tick(self._clock()))
@@ -260,8 +260,8 @@ class Agent:
     def _train(self, trainer: TrainsRounds) -> None:
         began_s = self._clock()
         batch = trainer.train_next()
-        if self._drift is not None:
-            self._drift.stepped(self._clock() - began_s)
+        if self._pace is not None:
+            self._pace.stepped(self._clock() - began_s)
         self._ready[trainer.seq] = batch
         if trainer.seq == trainer.n_train:
             self._finish_round(trainer)
@@ -271,7 +271,14 @@ class Agent:
         if accuracy is not None:
             self.exit_accuracy = accuracy
             self._say(f"round {trainer.round}: exit accuracy {accuracy:.1%} on own held-out samples")
-        for advice in self._drift.round_over() if self._drift is not None else ():
+        self._tell_pace(trainer.round)
+
+    def _tell_pace(self, round_: int) -> None:
+        pace = self._pace.round_over(round_) if self._pace is not None else None
+        if self._pace is None or pace is None:
+            return
+        self._up(pace)
+        for advice in self._pace.advice(pace):
             self._say(advice)
 
     def _send(self, seq: int, batch: Batch) -> None:
@@ -289,8 +296,8 @@ class Agent:
         )
         topic = self._topics.up(state.run, self._device)
         payload = payloads.encode(address, batch, job.codec)
-        if self._drift is not None:
-            self._drift.sent(len(payload))
+        if self._pace is not None:
+            self._pace.sent(len(payload))
         for chunk in chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
             self._link.publish(topic, chunk)
 
@@ -359,7 +366,7 @@ class Agent:
             self._say(f"cut after {job.cut}: training its segment and exit for run {job.run}")
             self._ready.clear()
             self._job, self._trainer = job, self._make_trainer(job)
-            self._drift = Drift(self._profile, job)
+            self._pace = PaceWatch(self._profile, device=self._device, job=job)
 
     # What is told
 

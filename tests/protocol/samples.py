@@ -17,6 +17,7 @@ from toolkit.wire.messages import (
     Hello,
     MeasureRequest,
     Message,
+    Pace,
     Payload,
     Refusal,
     State,
@@ -56,6 +57,7 @@ HELLO = Hello(
     ),
 )
 BYE = Bye(device="dev1", boot_nonce=NONCE, reason="stopped")
+PACE = Pace(device="dev1", round=2, n_steps=3, step_ms=1.5, n_sent=4, sent_bytes=500, upload_ms=0.25)
 CHUNK = Chunk(payload_id=NONCE, index=1, n_chunks=2, total_bytes=5)
 PAYLOAD = Payload(
     device="dev1",
@@ -112,6 +114,7 @@ DECLINED = Declined(boot_nonce=NONCE, n=1, code="run", message="Another run is s
 MESSAGES: tuple[Message, ...] = (
     HELLO,
     BYE,
+    PACE,
     CHUNK,
     PAYLOAD,
     WELCOME,

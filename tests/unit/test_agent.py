@@ -29,6 +29,7 @@ from toolkit.wire.messages import (
     Fenced,
     Hello,
     MeasureRequest,
+    Pace,
     Refusal,
     State,
     Welcome,
@@ -130,6 +131,7 @@ class World:
         self.server.poll(0)
         self.server.subscribe(TOPICS.all_up(RUN), TOPICS.all_device_states)
         self.chunks = chunks.Assembler()
+        self.paces = []
 
     def _measure(self, request):
         self.measured.append(request)
@@ -140,7 +142,7 @@ class World:
             self.agent.poll(0)
 
     def heard(self):
-        """Messages that came up, payloads put together."""
+        """Messages that came up, payloads put together; what batches took is kept apart."""
         got = []
         for event in self.server.poll(0):
             if not isinstance(event, Received) or event.topic != TOPICS.up(RUN, "ant"):
@@ -149,7 +151,7 @@ class World:
             if isinstance(message, Chunk):
                 whole = self.chunks.add(message, body)
                 message = payloads.decode(whole, device="ant")[0] if whole else None
-            got.append(message)
+            (self.paces if isinstance(message, Pace) else got).append(message)
         return [message for message in got if message is not None]
 
     def seqs(self):
@@ -234,6 +236,27 @@ def test_it_sends_what_credit_allows_in_order_and_trains_a_little_ahead(world):
     assert world.seqs() == [2, 3, 4]
     assert world.trainer.did[4:] == [("again", 1, 4)]
     assert "round 1: exit accuracy 50.0% on own held-out samples" in world.said
+
+
+def test_what_a_rounds_batches_took_is_told_when_they_are_trained(world):
+    world.join()
+    steps = iter((0.25, 0.5, 0.75))
+    train_next = world.trainer.train_next
+
+    def train_slowly():
+        world.now += next(steps)
+        return train_next()
+
+    world.trainer.train_next = train_slowly
+    world.state(1, 2)
+    world.poll()
+    world.state(2, 5)
+    world.poll()
+    world.heard()
+    (pace,) = world.paces
+    assert (pace.device, pace.round, pace.n_steps, pace.step_ms) == ("ant", 1, 3, 500.0)
+    assert pace.n_sent == 1
+    assert pace.sent_bytes > 2 * 128 * 4
 
 
 def test_every_batch_names_the_orders_it_was_made_under(world):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coordinator.planning import ProfilePlanner, needs_measuring
@@ -125,6 +126,12 @@ def test_the_coordinator_asks_for_exits_that_are_good_enough():
     assert (free, good) == ({"a": "stem"}, {"a": "layer2"})
 
 
+def changed_cut(**changes: int) -> Profile:
+    """A profile of a model whose first cut is not what it is now."""
+    first, *others = SMALL.cuts
+    return msgspec.structs.replace(SMALL, cuts=(msgspec.structs.replace(first, **changes), *others))
+
+
 @pytest.mark.parametrize(
     ("profile", "software", "asked"),
     [
@@ -132,6 +139,10 @@ def test_the_coordinator_asks_for_exits_that_are_good_enough():
         (SMALL, "hsee 99.0", True),
         (SMALL, "another client in C", False),
         (board(), "hsee 0.1.0", True),
+        (changed_cut(n_parameters=SMALL.cuts[0].n_parameters + 16), "hsee 0.1.0", True),
+        (changed_cut(activation_bytes=2 * SMALL.cuts[0].activation_bytes), "hsee 0.1.0", True),
+        (msgspec.structs.replace(SMALL, cuts=SMALL.cuts[:2]), "hsee 0.1.0", True),
+        (msgspec.structs.replace(SMALL, cuts=SMALL.cuts[:2], partial=True), "hsee 0.1.0", False),
     ],
 )
 def test_a_profile_of_another_version_or_model_is_measured_anew(

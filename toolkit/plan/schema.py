@@ -47,6 +47,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         known: how its step times are known.
+        n_held_out_batches: that it judges its exit by at a round's end.
         exit_accuracy: of this cut's exit in the central run that the model's profile holds.
         step_ms: training on one batch.
         hand_over_ms: the device's other work on one batch: codec, digest, chunks, sending.
@@ -74,6 +75,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
     limited_by: Limit
     reason: str
     exit_accuracy: Share | None = None
+    n_held_out_batches: Count = 0
     hand_over_ms: Ms = 0.0
     batch_bytes: Count = 0
     pinned: bool = False
@@ -90,6 +92,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         round_ms: the larger of the slowest device's part and the server's.
         server_ms: the server's part of a round: its steps for all devices, one after another.
         server_basis: how the server's step times are known.
+        server_step_ms: of each cut, where they were measured; else ``server_flop_per_s`` is what they were counted with.
         bottleneck: a device's name, or "server".
         objective: what was made small.
         method: how the cuts were found; ``gap`` bounds how far they may be from the best, before slack.
@@ -119,6 +122,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: Ms | None = None
     min_exit_accuracy: Share = 0.0
     model_profile: str = ""
+    server_flop_per_s: float | None = None
+    server_step_ms: dict[str, Ms] = {}
 
     @property
     def cuts(self) -> dict[str, str]:
@@ -135,6 +140,7 @@ COMMENTS = {
     "round_ms": "the larger of the slowest device's part and the server's",
     "shortest_round_ms": "of all possible plans; slack was spent on deeper exits",
     "server_ms": "the server's part of a round",
+    "server_flop_per_s": "2 x MAC; what the server's steps were counted with",
     "bottleneck": "a device, or server",
     "memory_share": "of a board's memory that training may use",
     "devices.known": "measured | emulated",

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import toolkit
 from toolkit.errors import BrokerError, HseeError, MachineError
-from toolkit.nn.cut import activation_shape, cut_layers, take_segment, take_suffix
-from toolkit.nn.exit_head import build_exit_head
+from toolkit.nn.cut import cut_layers, take_suffix
+from toolkit.nn.sizes import FLOAT32_BYTES, device_part
 from toolkit.nn.steps import Forward, build_device_model, device_step, make_optimizer, server_step
 from toolkit.nn.zoo import build_network
 from toolkit.profile.at_work import time_at_work
@@ -37,7 +37,6 @@ from toolkit.wire.job import OptimizerSpec
 from toolkit.wire.tensors import CODECS
 
 SEED = 0
-FLOAT32_BYTES = 4
 COPY_BYTES = 16 * BYTES_PER_MB
 BUDGET_S = 100.0
 """For the steps of all cuts together: starting children and what stands beside the steps come on top."""
@@ -85,12 +84,7 @@ def describe(request: Request, cuts: Sequence[str]) -> list[Facts]:
     shapes, n_parameters = [], []
     for cut in cuts:
         network = build_network(model, seed=SEED)
-        segment = take_segment(network, cut)
-        shape = activation_shape(segment, model.input_shape)
-        head = build_exit_head(
-            request.exit_head, activation_shape=shape, n_classes=model.n_classes, cut=cut, seed=SEED
-        )
-        device = nn.Sequential(segment, head)
+        device, shape = device_part(network, model, cut, exit_head=request.exit_head, seed=SEED)
         passes += [(device, model.input_shape, False), (device, model.input_shape, True)]
         passes.append((take_suffix(network, cut), shape, False))
         shapes.append(shape)

@@ -331,6 +331,13 @@ def misfit(profile: Profile, model: ModelSpec, *, batch_size: int, exit_head: st
     return f"Profile {profile.name!r} was measured for something else: {'; '.join(wrong)}." if wrong else ""
 
 
+def for_classes(profile: Profile, n_classes: int) -> Profile:
+    """The same profile for another class count: it changes only the exit's last row, which costs nothing to speak of."""
+    if profile.model is None:
+        return profile
+    return msgspec.structs.replace(profile, model=msgspec.structs.replace(profile.model, n_classes=n_classes))
+
+
 def fits(profile: Profile, model: ModelSpec, *, batch_size: int, exit_head: str) -> bool:
     """Tell whether a profile's step times are those of this job."""
     return not misfit(profile, model, batch_size=batch_size, exit_head=exit_head)

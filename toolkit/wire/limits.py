@@ -28,6 +28,8 @@ MIN_TRAIN_SAMPLES = 2
 """Batch norm has no statistics over one sample."""
 MAX_NAME_BYTES = 64
 MAX_PROFILE_BYTES = 32 * 1024
+MAX_PACE_MS = 1_000_000_000
+"""Of one step or upload, as a device tells it: eleven days."""
 MAX_TEXT_CHARACTERS = 1024
 """Of a sentence for a person: why a run ended, why a hello is refused."""
 MAX_TELEMETRY_BYTES = 4096

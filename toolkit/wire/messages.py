@@ -18,6 +18,7 @@ from toolkit.wire.limits import (
     MAX_CHANNELS,
     MAX_CHUNKS,
     MAX_NDIM,
+    MAX_PACE_MS,
     MAX_PAYLOAD_BYTES,
     MAX_PROFILE_BYTES,
     MAX_TENSORS,
@@ -79,6 +80,29 @@ class Bye(Message, frozen=True, kw_only=True):
     device: Name
     boot_nonce: Nonce
     reason: Text
+
+
+class Pace(Message, frozen=True, kw_only=True):
+    """Device to coordinator, when it has trained a round: what a batch took. Advice follows from it, never an order.
+
+    Attributes:
+        step_ms: mean wall time of a training step.
+        n_sent: payloads handed to the link in this round so far; ``sent_bytes`` of all of them.
+        upload_ms: mean time that the link was at work for a payload.
+    """
+
+    device: Name
+    round: Positive
+    n_steps: Positive
+    step_ms: float
+    n_sent: Count = 0
+    sent_bytes: Count = 0
+    upload_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.step_ms <= MAX_PACE_MS and 0 <= self.upload_ms <= MAX_PACE_MS):
+            msg = f"step_ms and upload_ms must lie in 0 to {MAX_PACE_MS}"
+            raise ValueError(msg)
 
 
 class Chunk(Message, frozen=True, kw_only=True):
@@ -257,12 +281,24 @@ class Declined(Message, frozen=True, kw_only=True):
     message: Text
 
 
-UpMessage = Hello | Bye | Chunk
+UpMessage = Hello | Bye | Pace | Chunk
 DownMessage = Welcome | Assignment | State | Refusal | Fenced
 AskMessage = Chunk
 AnswerMessage = Chunk | Declined
 AnyMessage = (
-    Hello | Bye | Chunk | Payload | Welcome | Assignment | State | Refusal | Fenced | Ask | Answer | Declined
+    Hello
+    | Bye
+    | Pace
+    | Chunk
+    | Payload
+    | Welcome
+    | Assignment
+    | State
+    | Refusal
+    | Fenced
+    | Ask
+    | Answer
+    | Declined
 )
 
 _encoder = msgspec.msgpack.Encoder()
