@@ -102,6 +102,28 @@ def test_a_flood_of_first_chunks_stays_bounded():
     assert len(assembler._open) == MAX_OPEN_PAYLOADS
 
 
+def test_bytes_of_open_payloads_are_bounded_whatever_their_number():
+    assembler = Assembler(max_payload_bytes=100)
+    for number in range(3):
+        for frame in pieces(number)[:-1]:
+            assert add(assembler, frame) is None
+            assert assembler.held_bytes <= 200
+    assert assembler.n_abandoned == 1
+    assert [whole for number in (1, 2) if (whole := add(assembler, pieces(number)[-1]))] == [
+        content(1),
+        content(2),
+    ]
+    assert assembler.held_bytes == 0
+    assert add(assembler, pieces(0)[-1]) is None
+
+
+def test_a_payload_longer_than_the_job_has_is_refused_at_its_first_chunk():
+    assembler = Assembler(max_payload_bytes=99)
+    with pytest.raises(RemoteProtocolError, match="takes more than 99"):
+        add(assembler, pieces(1)[0])
+    assert assembler.held_bytes == 0
+
+
 def test_a_late_double_of_a_finished_payload_brings_nothing():
     assembler, sent = Assembler(), pieces(1)
     for frame in sent:

@@ -289,6 +289,15 @@ def test_a_hostile_tensor_is_refused_within_bounds(tensor_spec, content):
     assert taken <= len(content) + SLACK_BYTES
 
 
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8", "int64"])
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_bomb_in_any_codec_stops_at_the_cap(codec, honest):
+    """64 MiB of zeros in 2 KiB: as a tensor of its own size beyond the cap, or as one that claims to be small."""
+    shape = (2**24 + 1, 8) if honest else (2, 3)
+    bomb_spec = spec(codec, shape, compression="zstd", n_bytes=len(BOMB))
+    assert allocated_by(lambda: tensors.decode(bomb_spec, memoryview(BOMB))) <= len(BOMB) + SLACK_BYTES
+
+
 def test_a_bomb_that_hides_its_size_stops_at_the_tensors_own():
     """The frame says 24 bytes and holds 64 MiB."""
     small, large = zstd(ZEROS), BOMB

@@ -76,3 +76,13 @@ def test_one_sample_is_too_few_to_train_on_and_enough_to_evaluate():
 def test_a_loss_that_no_receiver_takes_is_not_sent(loss):
     with pytest.raises(LocalProtocolError, match="exit_loss"):
         payloads.encode(ADDRESS, replace(BATCH, exit_loss=loss), "float32")
+
+
+@pytest.mark.parametrize("codec", tensors.CODECS)
+def test_no_batch_of_a_job_is_longer_than_the_receiver_collects(codec):
+    """Noise, which zstd makes longer."""
+    noise = np.random.default_rng(1).integers(0, 2**31, (8, 4096)).astype(np.int32).view(np.float32)
+    batch = replace(BATCH, h=np.nan_to_num(noise), y=np.zeros(8, np.int64))
+    n_bytes = len(payloads.encode(ADDRESS, batch, codec))
+    assert n_bytes <= payloads.largest_payload_bytes([4096], batch_size=8) <= 8 * 4096 * 4 + 2**18
+    assert payloads.largest_payload_bytes([2**24], batch_size=8) == 2**26

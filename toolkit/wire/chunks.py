@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from toolkit.errors import RemoteProtocolError
 from toolkit.wire import frames
-from toolkit.wire.limits import MAX_OPEN_PAYLOADS
+from toolkit.wire.limits import MAX_OPEN_PAYLOADS, MAX_PAYLOAD_BYTES
 from toolkit.wire.messages import Chunk
 
 
@@ -31,22 +31,24 @@ def split(payload: frames.Buffer, *, payload_id: bytes, chunk_bytes: int) -> Ite
 
 
 class Assembler:
-    """Collects one device's chunks by payload id; memory held is what arrived, never what was announced."""
+    """Collects one device's chunks by payload id; memory held is what arrived, never what was announced.
 
-    def __init__(self) -> None:
+    Args:
+        max_payload_bytes: of the largest payload that the device may send; more than two of them are never held.
+    """
+
+    def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+        self._max_payload_bytes = max_payload_bytes
         self._open: OrderedDict[bytes, tuple[Chunk, dict[int, bytes]]] = OrderedDict()
+        self.held_bytes = 0
         self.n_abandoned = 0
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the payloads that are not whole yet."""
-        return sum(len(piece) for _, pieces in self._open.values() for piece in pieces.values())
 
     def add(self, chunk: Chunk, body: memoryview) -> bytes | None:
         """Take one chunk.
 
         Returns: the whole payload once its last piece is here, else None.
-        Raises: RemoteProtocolError: the chunk contradicts itself or earlier ones of its payload.
+        Raises: RemoteProtocolError: the chunk contradicts itself or earlier ones of its payload, or announces more
+            than the device may send.
         """
         expected = min(chunk.chunk_bytes, chunk.total_bytes - chunk.index * chunk.chunk_bytes)
         # PROTOCOL.md 4: "A receiver MUST refuse a chunk whose length does not follow from its header."
@@ -54,14 +56,24 @@ class Assembler:
             raise RemoteProtocolError(
                 f"Chunk {chunk.index} of {chunk.n_chunks} has {len(body)} bytes, not {expected}."
             )
+        # PROTOCOL.md 4: "A receiver MUST refuse a chunk of a payload that is longer than any batch of the job."
+        if chunk.total_bytes > self._max_payload_bytes:
+            raise RemoteProtocolError(
+                f"A payload of {chunk.total_bytes} bytes; no batch of this job takes more than {self._max_payload_bytes}."
+            )
         first, pieces = self._open.setdefault(chunk.payload_id, (chunk, {}))
         if (first.n_chunks, first.total_bytes) != (chunk.n_chunks, chunk.total_bytes):
             raise RemoteProtocolError("Two chunks of one payload announce different sizes.")
-        pieces.setdefault(chunk.index, bytes(body))
+        if chunk.index not in pieces:
+            pieces[chunk.index] = bytes(body)
+            self.held_bytes += len(body)
         if len(pieces) == chunk.n_chunks:
             del self._open[chunk.payload_id]
+            self.held_bytes -= chunk.total_bytes
             return b"".join(pieces[index] for index in range(chunk.n_chunks))
-        if len(self._open) > MAX_OPEN_PAYLOADS:
-            self._open.popitem(last=False)
+        # PROTOCOL.md 4: "At most 8 payloads of one device are open at a time, and no more bytes than two batches take"
+        while len(self._open) > MAX_OPEN_PAYLOADS or self.held_bytes > 2 * self._max_payload_bytes:
+            _, (_, abandoned) = self._open.popitem(last=False)
+            self.held_bytes -= sum(map(len, abandoned.values()))
             self.n_abandoned += 1
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import LocalProtocolError, RemoteProtocolError
 from toolkit.wire import frames, tensors
-from toolkit.wire.limits import MIN_TRAIN_SAMPLES
+from toolkit.wire.limits import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, MIN_TRAIN_SAMPLES
 from toolkit.wire.messages import Payload, PayloadKind
 
 
@@ -48,6 +49,19 @@ class PayloadAddress(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     plan_version: int
     cut: str
+
+
+def largest_payload_bytes(activation_shape: Sequence[int], *, batch_size: int) -> int:
+    """Say how long a payload of a job can be, whatever its codec: nothing longer need be collected.
+
+    Args:
+        activation_shape: of one sample at the device's cut.
+        batch_size: most samples in a batch.
+    """
+    raw = batch_size * (4 * prod(activation_shape) + 8)
+    # Noise grows in zstd: by its frame and three bytes a block of at most 128 KiB.
+    longest = raw + raw // 1024 + 2 * MAX_HEADER_BYTES
+    return min(MAX_PAYLOAD_BYTES, longest)
 
 
 def encode(address: PayloadAddress, batch: Batch, codec: str) -> bytearray:
