@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
 from coordinator.ledger import Closed, Planned, TermRaised, Void, read_ledger
 from coordinator.run_record import committed_round, read_metrics, read_record
+from coordinator.status import DeviceStatus
 from toolkit.errors import MachineError
 
 HISTORY_FILE = "history.sqlite"
@@ -36,6 +37,9 @@ CREATE TABLE IF NOT EXISTS event (
   id INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL, at REAL, kind TEXT NOT NULL,
   device TEXT NOT NULL, text TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS device (
+  name TEXT PRIMARY KEY, seen_at REAL NOT NULL, run TEXT NOT NULL, status TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS event_of_run ON event (run, round);
 PRAGMA user_version = {SCHEMA};
 """
@@ -68,6 +72,14 @@ class Event(msgspec.Struct, frozen=True):
     device: str = ""
     text: str = ""
     at: float | None = None
+
+
+class Seen(NamedTuple):
+    """When a device was last seen (Unix time, seconds), in which run, and how it stood then."""
+
+    at: float
+    run: str
+    status: DeviceStatus
 
 
 class History:
@@ -153,6 +165,13 @@ class History:
         insert = "INSERT INTO event (run, round, at, kind, device, text) VALUES (?, ?, ?, ?, ?, ?)"
         self._write(*((insert, (run, e.round, e.at, e.kind, e.device, e.text)) for e in events))
 
+    def remember(self, seen: Iterable[Seen]) -> None:
+        """Write down when devices were last seen."""
+        insert = "INSERT OR REPLACE INTO device VALUES (?, ?, ?, ?)"
+        self._write(
+            *((insert, (s.status.device, s.at, s.run, msgspec.json.encode(s.status).decode())) for s in seen)
+        )
+
     # Reading
 
     def last_round(self, run: str) -> int:
@@ -182,6 +201,14 @@ class History:
         """Read a run's events, oldest first."""
         query = "SELECT round, kind, device, text, at FROM event WHERE run = ? ORDER BY id"
         return [Event(*row) for row in self._read(query, run)]
+
+    def seen(self) -> dict[str, Seen]:
+        """Read when each device was last seen."""
+        rows = self._read("SELECT name, seen_at, run, status FROM device ORDER BY name")
+        return {
+            name: Seen(at, run, msgspec.json.decode(status, type=DeviceStatus))
+            for name, at, run, status in rows
+        }
 
     def close(self) -> None:
         """Close the file."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
-from coordinator.history import Event, History, Kind, lost_text
+from coordinator.history import Event, History, Kind, Seen, lost_text
 from coordinator.run_folder import metric_rows
 from coordinator.run_record import METRICS
 from toolkit.errors import MachineError
@@ -36,12 +36,20 @@ class Recorder:
     def take(self, event: RunEvent) -> None:
         """Record one event."""
         with self._guarded():
-            self._record(event)
+            if self._is_writable:
+                self._record(event)
 
     def note(self, kind: Kind, text: str) -> None:
         """Record something that no event tells."""
         with self._guarded():
-            self._add(self._event(kind, text))
+            if self._is_writable:
+                self._add(self._event(kind, text))
+
+    def remember(self, seen: Iterable[Seen]) -> None:
+        """Write down when devices were last seen."""
+        with self._guarded():
+            if self._is_writable:
+                self._history.remember(seen)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -53,8 +61,6 @@ class Recorder:
             self._is_writable = False
 
     def _record(self, event: RunEvent) -> None:
-        if not self._is_writable:
-            return
         match event:
             case Waiting():
                 pass

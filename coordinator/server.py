@@ -7,7 +7,7 @@ batch. The link's own thread keeps the connection alive meanwhile.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -104,6 +104,11 @@ class Coordinator:
         self.n_refused_messages = 0
         self.status: Status = "waiting"
         self.detail = ""
+
+    @property
+    def sessions(self) -> Mapping[str, Seat]:
+        """What is known of each device's session."""
+        return self._seats
 
     @property
     def over(self) -> bool:

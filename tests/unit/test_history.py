@@ -4,7 +4,6 @@ import sqlite3
 
 import pytest
 
-from coordinator.desk import Desk
 from coordinator.events import Ended, Notice, RoundClosed
 from coordinator.history import HISTORY_FILE, Event, History
 from coordinator.ledger import Closed, Planned, TermRaised, Void
@@ -199,17 +198,6 @@ def test_a_damaged_record_is_told(ran):
     (ran.path / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
         ran.history.bring_up(ran.path)
-
-
-def test_a_desk_keeps_the_history_in_memory_where_it_can_t_be_written(ran, tmp_path):
-    ran.close_round(1)
-    warnings = []
-    with Desk(tmp_path / "nowhere", warn=warnings.append, wall_clock=lambda: 1.0) as desk:
-        desk.begin(ran.path)
-        desk.take(Notice("heard"))
-        assert [e.text for e in desk._history.events(RUN)][-2:] == ["term 1", "heard"]
-    assert len(warnings) == 1
-    assert warnings[0].endswith("It is kept in memory only.")
 
 
 def test_a_reader_and_a_writer_do_not_stop_each_other(ran, tmp_path):

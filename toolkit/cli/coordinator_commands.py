@@ -189,6 +189,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     from coordinator.routes import Routes
     from coordinator.server import Coordinator
     from toolkit.config import settings_text
+    from toolkit.journal import LogTo
     from toolkit.link.connect import make_link
     from toolkit.nn.compute import choose_compute
     from toolkit.wire.words import BridgeWord, encode_word
@@ -201,11 +202,16 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     compute = choose_compute(settings.run.compute)
     folder.write_text("config.toml", settings_text(settings))
     folder.write_environment()
-    desk = Desk(folder.path.parent, warn=lambda text: display.show(Notice(text)))
+    desk = Desk(
+        folder.path,
+        topics=topics,
+        broker=str(address),
+        warn=lambda text: display.show(Notice(text)),
+    )
 
     def observe(event: RunEvent) -> None:
         display.show(event)
-        desk.take(event)
+        desk.hear(event)
 
     coordinator = Coordinator(
         link,
@@ -221,16 +227,18 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
                 topics=topics,
                 routes=Routes(folder.path / "checkpoints", device=compute),
                 clock=time.monotonic,
-            )
+            ),
+            *desk.services,
         ],
     )
-    desk.begin(folder.path)
+    desk.open(coordinator)
     display.begin(run=run, folder=folder.path, broker=str(address), fleet=topics.fleet)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        coordinator.start()
-        while not coordinator.over:
-            coordinator.poll(POLL_S)
+        with LogTo(desk.line):
+            coordinator.start()
+            while not coordinator.over:
+                coordinator.poll(POLL_S)
     except (KeyboardInterrupt, _TerminatedError) as exc:
         resume_hint = f"hsee run resume {folder.path}"
         coordinator.end("stopped", f"Stopped by hand; go on with: {resume_hint}")
@@ -239,7 +247,6 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     finally:
         signal.signal(signal.SIGTERM, previous)
         coordinator.close()
-        desk.close()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
+from coordinator.event_lines import BYTES_PER_MB, lines_of, percent
+from coordinator.events import PlanMade, RoundClosed, RunEvent
 from coordinator.rounds import DeviceReport
 from toolkit.cli.output import console, is_terminal
+from toolkit.journal import write_line
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
-
-BYTES_PER_MB = 1e6
 
 
 class RunDisplay(Protocol):
@@ -43,17 +42,6 @@ def make_display(*, as_json: bool, strategy: str) -> Iterator[RunDisplay]:
         yield PlainDisplay()
 
 
-def percent(share: float | None) -> str:
-    """A share as text; "-" where there is none."""
-    return "-" if share is None else f"{share:.1%}"
-
-
-def write_line(text: str) -> None:
-    """Write one line to stdout at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 class PlainDisplay:
     """A line an event: what a log or a pipe can hold.
 
@@ -70,26 +58,8 @@ class PlainDisplay:
 
     def show(self, event: RunEvent) -> None:
         """See :class:`RunDisplay`."""
-        match event:
-            case Waiting(ready=ready, expected=expected, left_s=left_s):
-                joined = f" ({', '.join(ready)})" if ready else ""
-                self._line(f"waiting: {len(ready)} of {expected} devices{joined}, {left_s:.0f} s left")
-            case PlanMade(plan=plan):
-                self._line(f"classes: {', '.join(plan.classes)}")
-                for device, cut in plan.cuts.items():
-                    self._line(f"{device}: cut after {cut}: {plan.reasons[device]}")
-            case RoundClosed(report=report, cuts=_, rounds=rounds):
-                cells = "; ".join(
-                    f"{d.device} exit {percent(d.exit_accuracy)} server {percent(d.server_accuracy)}"
-                    + (f" ({d.n_void} void)" if d.n_void else "")
-                    for d in report.devices
-                )
-                mb = sum(d.n_bytes for d in report.devices) / BYTES_PER_MB
-                self._line(f"round {report.round}/{rounds}: {cells}; {mb:.1f} MB up; {report.seconds:.1f} s")
-            case Notice(text=text):
-                self._line(text)
-            case Ended(status=status, detail=detail):
-                self._line(f"{status}: {detail}")
+        for line in lines_of(event):
+            self._line(line)
 
 
 class JsonDisplay:
