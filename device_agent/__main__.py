@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import msgspec
 from device_agent.agent import Agent
 from device_agent.identity import HeldIdentity, device_id, new_boot_nonce
 from device_agent.local_data import LocalData, load_local_data
+from device_agent.service import ServiceManager
 from device_agent.signals import StopSignals, TerminatedError
 from device_agent.telemetry import Reporter
 from device_agent.workbench import Workbench
@@ -142,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(settings: Settings, profile: str, say: Say) -> str:
     """Run the agent; returns how the run ended, in words."""
     require("torch", part="agent", purpose="Training on this board")
+    manager = ServiceManager.of_environment(os.environ, clock=time.monotonic)
     device = device_id(settings.device.id)
     topics = Topics(check_name(settings.fleet.name, what="The fleet's name"))
     nonce = new_boot_nonce()
@@ -154,13 +157,14 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
     def tell(text: str, level: Level = "info") -> None:
         say(text, level)
         reporter.line(text, level)
+        manager.status(text)
 
     bench = Workbench(settings, device=device, data=data, say=tell)
     held = HeldIdentity(Path(settings.fleet.home), fleet=topics.fleet, device=device)
     signals = StopSignals()
 
     def measure(request: MeasureRequest) -> str:
-        with signals.at_once():
+        with signals.at_once(), manager.long_work():
             return bench.measure(request)
 
     tell(f"device {device}, fleet {topics.fleet}, broker {address}")
@@ -182,14 +186,17 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
         say=tell,
     )
     with ExitStack() as at_end:
+        at_end.callback(manager.close)
         at_end.callback(held.close)
         at_end.callback(bench.close)
         at_end.callback(agent.close)
+        at_end.callback(manager.stopping)
         at_end.enter_context(signals)
         at_end.enter_context(LogTo(tell))
         try:
             agent.start()
-            _loop(agent, topics, tell, signals, reporter)
+            manager.ready()
+            _loop(agent, topics, tell, signals, reporter, manager)
             return agent.result()
         except FencedError as exc:
             bench.write_fenced(exc.message)
@@ -202,7 +209,9 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
             return "Stopped; what was trained is saved."
 
 
-def _loop(agent: Agent, topics: Topics, say: Say, signals: StopSignals, reporter: Reporter) -> None:
+def _loop(
+    agent: Agent, topics: Topics, say: Say, signals: StopSignals, reporter: Reporter, manager: ServiceManager
+) -> None:
     """Run until the run is over.
 
     Raises: KeyboardInterrupt, TerminatedError: the process is to stop; no step is broken off.
@@ -212,6 +221,7 @@ def _loop(agent: Agent, topics: Topics, say: Say, signals: StopSignals, reporter
         signals.obey()
         agent.poll(POLL_S)
         reporter.tick(agent)
+        manager.alive()
         if agent.phase is DevicePhase.SEEKING and time.monotonic() >= remind_at:
             remind_at = time.monotonic() + REMIND_EVERY_S
             say(f"no coordinator yet in fleet {topics.fleet}; start one with: hsee coordinator start")

@@ -43,7 +43,7 @@ class HeldIdentity:
     """
 
     def __init__(self, home: Path, *, fleet: str, device: str) -> None:
-        path = home / ".agents" / fleet / f"{device}.lock"
+        path = _lock_path(home, fleet, device)
         taken = RunError(
             f"An agent of device {device!r} runs already in {home}.",
             hint="One device id is one process: stop the other, or give this one another --id.",
@@ -53,3 +53,21 @@ class HeldIdentity:
     def close(self) -> None:
         """Let it go."""
         self._lock.close()
+
+
+def is_held(home: Path, *, fleet: str, device: str) -> bool:
+    """Tell whether a process of this home holds a device id now; nothing is made to find out.
+
+    Raises: MachineError: the lock can't be looked at.
+    """
+    if not _lock_path(home, fleet, device).exists():
+        return False
+    try:
+        HeldIdentity(home, fleet=fleet, device=device).close()
+    except RunError:
+        return True
+    return False
+
+
+def _lock_path(home: Path, fleet: str, device: str) -> Path:
+    return home / ".agents" / fleet / f"{device}.lock"

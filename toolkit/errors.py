@@ -1,6 +1,7 @@
 """Every error hsee raises on purpose: a stable code, an exit status, and what to do next.
 
-Exit statuses: 0 ok, 1 failed, 2 usage, 3 config, 4 broker, 5 partial, 6 environment, 130/143 interrupted.
+Exit statuses: 0 ok, 1 failed, 2 usage, 3 config, 4 broker, 5 partial, 6 environment, 7 dismissed (a service manager must
+not start it again), 130/143 interrupted.
 Only the command line catches ``HseeError``; ``HSEE_DEBUG=1`` brings the traceback.
 """
 
@@ -156,12 +157,14 @@ class RefusedError(RunError, PermissionError):
     """The coordinator refused this device; facts: reason."""
 
     code = "HSEE-E151"
+    exit_status = 7
 
 
 class FencedError(RunError):
     """Another process took over this device id; this one stops for good."""
 
     code = "HSEE-E152"
+    exit_status = 7
 
 
 class CheckpointError(RunError, ValueError):

@@ -87,7 +87,7 @@ def test_of_two_agents_with_one_id_the_newer_one_goes_on(hsee, mosquitto, start_
     coordinator = hsee.coordinator(port, *RUN, "--rounds", 2 * ROUNDS)
     coordinator.wait_for_round(1)
     newer = start_agent(port, "ant", home="elsewhere")
-    assert older.end() == FencedError.exit_status == 1, older.describe()
+    assert older.end() == FencedError.exit_status == 7, older.describe()
     assert "Another process took over the device id 'ant'; this one stops." in older.err
     assert "give each its own --id" in older.err
     assert "Traceback" not in older.err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from toolkit.cli.finding_display import report_findings
 from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile
-from toolkit.cli.output import emit_json, table
+from toolkit.cli.output import confirm, emit_json, table
 from toolkit.errors import BrokerError, UsageError
 
 if TYPE_CHECKING:
@@ -263,7 +262,7 @@ def user_remove(
             )
         if not dry_run:
             if not yes:
-                _ask(f"Remove {', '.join(accounts)} and cut them off?")
+                confirm(f"Remove {', '.join(accounts)} and cut them off?")
             for account in accounts:
                 control.remove(account)
                 opened.remove_account(account)
@@ -364,9 +363,3 @@ def _print_accounts(folder: BrokerFolder, accounts: Sequence[str]) -> None:
     for name in accounts:
         typer.echo(f"\n  {name}\n    scp -rp {folder.account_folder(name)} MACHINE:{name}")
         typer.echo(f"    cd {name} && {start_line(name)}")
-
-
-def _ask(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise UsageError("Nobody is there to be asked.", hint="Add --yes if you mean it.")
-    typer.confirm(question, abort=True)

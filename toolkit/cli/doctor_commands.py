@@ -13,7 +13,7 @@ import typer
 
 from toolkit.cli.finding_display import report_findings
 from toolkit.cli.options import Broker, Json
-from toolkit.errors import BrokerError, HseeError, MachineError, RunError, UsageError
+from toolkit.errors import BrokerError, HseeError, MachineError, UsageError
 from toolkit.findings import Finding, has_failed
 
 if TYPE_CHECKING:
@@ -105,15 +105,12 @@ def _who_runs(settings: Settings) -> str:
 
 
 def _agent_runs(settings: Settings, home: Path) -> bool:
-    from device_agent.identity import HeldIdentity, device_id
+    from device_agent.identity import device_id, is_held
 
     try:
-        HeldIdentity(home, fleet=settings.fleet.name, device=device_id(settings.device.id)).close()
-    except RunError:
-        return True
+        return is_held(home, fleet=settings.fleet.name, device=device_id(settings.device.id))
     except (UsageError, MachineError):  # no such identity can be held here
         return False
-    return False
 
 
 def _is_locked(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """The console script: hands boards' commands on before typer is loaded, and turns errors into answers.
 
 Only here is ``HseeError`` caught. Exit statuses: 0 ok, 1 failed, 2 usage, 3 config, 4 broker, 5 partial,
-6 environment, 130 interrupted, 143 terminated.
+6 environment, 7 dismissed (refused or fenced), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations

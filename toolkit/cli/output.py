@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from toolkit.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,6 +27,18 @@ def emit_json(obj: Mapping[str, Any]) -> None:
 def is_terminal() -> bool:
     """Tell whether a person watches stdout."""
     return sys.stdout.isatty()
+
+
+def confirm(question: str) -> None:
+    """Ask before something is destroyed.
+
+    Raises: UsageError: nobody is there to be asked. typer.Abort: the answer is no.
+    """
+    import typer
+
+    if not sys.stdin.isatty():
+        raise UsageError("Nobody is there to be asked.", hint="Add --yes if you mean it.")
+    typer.confirm(question, abort=True)
 
 
 def console() -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.config import Settings, read_password
@@ -10,15 +11,18 @@ from toolkit.link.base import BrokerAddress, Link, parse_broker
 from toolkit.wire.limits import MAX_MESSAGE_BYTES
 
 
-def broker_of(settings: Settings, *, default_username: str = "") -> BrokerAddress:
+def broker_of(
+    settings: Settings, *, default_username: str = "", env: Mapping[str, str] | None = None
+) -> BrokerAddress:
     """Read where the broker is and how to be let in.
 
     Args:
         settings: of this process; its password comes from the environment or a private file.
         default_username: the account of this kind of process, taken where a password is given and no account.
+        env: the environment that may hold the password; by default this process's.
     Raises: UsageError, ConfigError: the address or the password file can't be read.
     """
-    password = read_password(settings)
+    password = read_password(settings, env)
     broker = settings.broker
     return parse_broker(
         broker.address,
