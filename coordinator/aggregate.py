@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+BnRule = Literal["mean", "pooled"]
 _MEAN, _VAR = "running_mean", "running_var"
 
 
@@ -25,7 +26,7 @@ class CrossLayerMean:
             ``sum w (v + m^2) / sum w - mean^2``, since a mean of variances forgets the variance of means.
     """
 
-    def __init__(self, *, bn: Literal["mean", "pooled"] = "mean") -> None:
+    def __init__(self, *, bn: BnRule = "mean") -> None:
         self._pools = bn == "pooled"
         self._only: dict[str, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
         self._sums: dict[str, torch.Tensor] = {}

@@ -90,32 +90,38 @@ class CopyShelf:
         return self._folder / f"copy-{device}.safetensors"
 
 
-class MomentumShelf:
-    """Each device's own momentum between its periods, on disk.
+class TensorShelf:
+    """Tensors of each device, on disk.
 
     Args:
-        folder: made when it is needed.
+        folder: made when it is needed. Not synced: nothing in it outlives the process.
+        kind: of tensors; one folder holds several.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str) -> None:
         self._folder = folder
+        self._kind = kind
         self._devices: set[str] = set()
 
     def put(self, device: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep a device's momentum, for the one before."""
+        """Keep a device's tensors, for those before."""
         _write(self._file(device), tensors)
         self._devices.add(device)
 
     def get(self, device: str) -> Mapping[str, torch.Tensor]:
-        """A device's momentum; empty where it never trained."""
+        """A device's tensors; empty where it has none here."""
         return load_tensors(self._file(device)) if device in self._devices else {}
 
     def items(self) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
         """All of them, ascending by device id, read one at a time."""
         return ((device, self.get(device)) for device in sorted(self._devices))
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._devices.clear()
+
     def _file(self, device: str) -> Path:
-        return self._folder / f"momentum-{device}.safetensors"
+        return self._folder / f"{self._kind}-{device}.safetensors"
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -38,6 +38,7 @@ class Flow:
         phase: Phase,
         durable_round: int,
         plan_version: int,
+        lowered_round: int = 0,
         detail: str,
         now: float,
     ) -> State:
@@ -49,6 +50,7 @@ class Flow:
             phase: of the run.
             durable_round: of the oldest kept checkpoint.
             plan_version: in force.
+            lowered_round: whose results are handed down; 0 for none.
             detail: for people; cut to what a message may hold.
             now: on the clock that opened the round.
         """
@@ -63,10 +65,11 @@ class Flow:
             next=held.next,
             limit=loop.limit(seat.device),
             watermark_round=durable_round,
-            watermark_seq=held.n_owed if durable_round else 0,
+            watermark_seq=loop.n_owed_in(seat.device, durable_round) if durable_round else 0,
             plan_version=plan_version,
             round_left_s=left_s,
             detail=detail[:MAX_TEXT_CHARACTERS],
+            lowered_round=lowered_round,
         )
         self._told[seat.device] = (now, state.round, state.limit)
         return state

@@ -22,10 +22,14 @@ GENESIS = hashlib.sha256(b"hsee ledger 1").digest()
 
 
 class Opened(msgspec.Struct, frozen=True, tag_field="kind", tag="opened"):
-    """A round began; ``owed`` holds the length of each device's list, training and held-out batches."""
+    """A round began; ``owed`` holds the length of each device's list, training and held-out batches.
+
+    Where it ``gathers``, each list ends with one item more, the device's weights.
+    """
 
     round: int
     owed: dict[str, tuple[int, int]]
+    gathers: bool = False
 
 
 class Applied(msgspec.Struct, frozen=True, tag_field="kind", tag="applied"):
@@ -51,6 +55,23 @@ class Void(msgspec.Struct, frozen=True, tag_field="kind", tag="void"):
 
 class Aggregated(msgspec.Struct, frozen=True, tag_field="kind", tag="aggregated"):
     """Copies became one with these weights."""
+
+    round: int
+    weights: dict[str, int]
+
+
+class Gathered(msgspec.Struct, frozen=True, tag_field="kind", tag="gathered"):
+    """A device's segment and exits were taken up, to be made one with others'."""
+
+    device: str
+    round: int
+    seq: int
+    digest: str
+    segment_step: int
+
+
+class Synchronised(msgspec.Struct, frozen=True, tag_field="kind", tag="synchronised"):
+    """The segments that the round gathered became one with these weights."""
 
     round: int
     weights: dict[str, int]
@@ -83,7 +104,9 @@ class TermRaised(msgspec.Struct, frozen=True, tag_field="kind", tag="term"):
     term: int
 
 
-Entry = Opened | Applied | Void | Aggregated | Closed | Planned | Issued | TermRaised
+Entry = (
+    Opened | Applied | Void | Aggregated | Gathered | Synchronised | Closed | Planned | Issued | TermRaised
+)
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from toolkit.plan.cost import DeviceInput, ServerInput
 from toolkit.plan.schema import plan_text
 from toolkit.profile.measure import measure_server
 from toolkit.profile.schema import Profile, for_classes, misfit, parse_profile
-from toolkit.wire.job import Job, ModelSpec, OptimizerSpec
+from toolkit.wire.job import Distillation, Job, ModelSpec, OptimizerSpec, SyncSpec, influence
 from toolkit.wire.messages import Hello, MeasureRequest
 from toolkit.wire.tensors import check_codec
 
@@ -214,6 +214,20 @@ def _sizes(model: bytes, exit_head: str) -> dict[str, tuple[int, int]]:
     return {size.cut: (size.n_parameters, size.activation_bytes) for size in sizes}
 
 
+def influence_of(settings: Run) -> str:
+    """How a run with these settings reaches devices' weights, in words; empty where it does not."""
+    return influence(_sync(settings), Distillation())
+
+
+def _sync(settings: Run) -> SyncSpec:
+    return SyncSpec(
+        mode=settings.client_sync,
+        every=settings.sync_every,
+        momentum=settings.sync_momentum,
+        codec=check_codec(settings.sync_codec),
+    )
+
+
 def _model(settings: Run, facts: DataFacts) -> ModelSpec:
     return ModelSpec(
         name=settings.model,
@@ -258,6 +272,7 @@ def _fleet_plan(
             batch_size=settings.batch_size,
             round_steps=settings.round_steps,
             eval_samples=settings.eval_samples,
+            eval_every=settings.eval_every,
             optimizer=OptimizerSpec(
                 lr=settings.lr,
                 momentum=settings.momentum,
@@ -267,6 +282,7 @@ def _fleet_plan(
             exit_head=settings.exit_head,
             codec=check_codec(settings.codec),
             threads=settings.threads,
+            sync=_sync(settings),
         )
         for device, cut in cuts.items()
     }

@@ -37,6 +37,7 @@ def refusal_of(
     input_shape: Sequence[int] | None,
     members: Iterable[str] | None,
     fingerprint: str | None = None,
+    influence: str = "",
 ) -> tuple[str, str] | None:
     """Say why a hello can't be accepted.
 
@@ -47,6 +48,7 @@ def refusal_of(
         input_shape: of the run's data if it is known already.
         members: devices of the plan once there is one; nobody else joins then.
         fingerprint: of the data that the plan was made for; its lists of batches hold for no other.
+        influence: how the run reaches devices' weights, in words; empty where it does not.
     Returns: (code, message for the device's owner), or None where it is welcome.
     """
     if hello.device != device:
@@ -58,6 +60,12 @@ def refusal_of(
         )
     if members is not None and device not in members:
         return "late", "The run began without this device."
+    # PROTOCOL.md 19: "the coordinator MUST refuse its hello with the code `weights` before."
+    if influence and hello.accept_weights == "never":
+        return "weights", (
+            f"This run lets the coordinator influence devices' weights ({influence}); this device's own settings do"
+            " not accept that: device.accept_weights = never."
+        )
     return _refusal_of_data(hello.data, classes, input_shape, fingerprint)
 
 

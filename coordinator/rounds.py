@@ -2,6 +2,7 @@
 
 Pure of network and clock: deliveries and times are handed in. A device's list in a round is its training batches
 (seq 1..n_train) and then its held-out batches, which are kept for the evaluation at the close and never trained on.
+In a round that gathers segments the list ends with the device's weights.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from coordinator.ledger import Aggregated, Applied, Closed, Entry, Opened, Void
+from coordinator.ledger import Aggregated, Applied, Closed, Entry, Gathered, Opened, Synchronised, Void
 from coordinator.strategy.base import (
     DeviceProgress,
     PooledBatch,
@@ -21,7 +22,13 @@ from coordinator.strategy.base import (
     SubBatch,
 )
 from toolkit.errors import StrategyError
+from toolkit.wire.job import Job
 from toolkit.wire.payloads import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+ItemKind = Literal["train", "eval", "weights"]
 
 
 class Trainer(Protocol):
@@ -54,6 +61,12 @@ class Trainer(Protocol):
     def aggregate(self, weights: Mapping[str, int]) -> None:
         """Make one network of the copies, and drop them all."""
 
+    def gather(self, device: str, segment: Mapping[str, torch.Tensor]) -> None:
+        """Keep a device's segment until the round closes."""
+
+    def make_segments_one(self, devices: Collection[str], *, round_: int) -> None:
+        """Average the segments that the round gathered."""
+
     def end_round(self) -> None:
         """Forget what was gathered for the round."""
 
@@ -71,19 +84,34 @@ class Delivery:
     n_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsDelivery:
+    """A device's segment as it stands behind its list, by name, and the digest of the payload that brought it."""
+
+    segment: Mapping[str, torch.Tensor]
+    segment_step: int
+    digest: str
+    n_bytes: int
+
+
 @dataclass(slots=True)
 class DeviceRound:
     """One device within the open round: its list, the cursor on it, and sums for the report."""
 
     n_train: int
     n_eval: int
+    n_weights: int = 0
     next: int = 1
     ready_to: int = 1
     waiting: dict[int, Delivery] = field(default_factory=dict)
+    weights: WeightsDelivery | None = None
+    has_given: bool = False
     held_out: list[Batch] = field(default_factory=list)
     excused: str = ""
     n_samples: int = 0
     n_bytes: int = 0
+    weights_bytes: int = 0
+    lowered_bytes: int = 0
     loss_sum: float = 0.0
     loss_weight: float = 0.0
     exit_loss_sum: float = 0.0
@@ -91,7 +119,7 @@ class DeviceRound:
     @property
     def n_owed(self) -> int:
         """Length of the list."""
-        return self.n_train + self.n_eval
+        return self.n_train + self.n_eval + self.n_weights
 
     @property
     def complete(self) -> bool:
@@ -121,7 +149,10 @@ class DeviceReport:
 
     Attributes:
         n_steps: batches the server trained on.
-        n_void: batches of the list that never came.
+        n_void: items of the list that never came.
+        n_bytes: up, of payloads; ``weights_bytes`` of these are weights.
+        lowered_bytes: down, of what was handed down.
+        shallow_accuracy: of the exits before the cut, shallow first.
         exit_loss: mean over its training batches, nats; None if there were none.
         server_loss: likewise, at the server.
         excused: why the round did not wait for it; empty where it did.
@@ -137,6 +168,9 @@ class DeviceReport:
     exit_accuracy: float | None
     server_accuracy: float | None
     excused: str = ""
+    weights_bytes: int = 0
+    lowered_bytes: int = 0
+    shallow_accuracy: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +196,7 @@ class RoundLoop:
         seed: of the run.
         window: batches a device may be ahead of its cursor.
         round_: the round last closed.
+        job: of any device, for which rounds evaluate and gather; by default all evaluate and none gathers.
     """
 
     def __init__(
@@ -176,6 +211,7 @@ class RoundLoop:
         seed: int,
         window: int,
         round_: int = 0,
+        job: Job | None = None,
     ) -> None:
         self._strategy = strategy
         self._trainer = trainer
@@ -186,6 +222,7 @@ class RoundLoop:
         self._seed = seed
         self.window = window
         self.round = round_
+        self._job = job
         self.opened_at = 0.0
         self.devices: dict[str, DeviceRound] = {}
         self._is_overdue = False
@@ -196,10 +233,23 @@ class RoundLoop:
         """Open the next round for every device of the plan."""
         self.round += 1
         self.opened_at = now
-        self.devices = {device: DeviceRound(*owed) for device, owed in self._lists.items()}
+        self.devices = {device: self._list_of(device, self.round) for device in self._lists}
+        owed = {device: (held.n_train, held.n_eval) for device, held in self.devices.items()}
+        gathers = any(held.n_weights for held in self.devices.values())
         self._is_overdue = False
         self._pooled, self._mixes = [], None
-        self._record(Opened(self.round, self._lists))
+        self._record(Opened(self.round, owed, gathers))
+
+    def n_owed_in(self, device: str, round_: int) -> int:
+        """Length of a device's list in any round."""
+        return self._list_of(device, round_).n_owed
+
+    def kind_of(self, device: str, seq: int) -> ItemKind:
+        """What stands at a place of a device's list."""
+        held = self.devices[device]
+        if seq > held.n_train + held.n_eval:
+            return "weights"
+        return "train" if seq <= held.n_train else "eval"
 
     def wants(self, device: str, *, round_: int, seq: int) -> bool:
         """Whether a delivery would be taken: of the open round, within the window, not here yet."""
@@ -209,6 +259,7 @@ class RoundLoop:
             and round_ == self.round
             and held.next <= seq < self.limit(device)
             and seq not in held.waiting
+            and (held.weights is None or self.kind_of(device, seq) != "weights")
             and not held.excused
         )
 
@@ -216,6 +267,14 @@ class RoundLoop:
         """Take a delivery that is wanted; held-out batches at the cursor are put aside at once."""
         held = self.devices[device]
         held.put(seq, delivery)
+        self._keep_held_out(device, held)
+
+    def deliver_weights(self, device: str, delivery: WeightsDelivery) -> None:
+        """Take a device's weights that are wanted; they are gathered once all before them in the list is here."""
+        held = self.devices[device]
+        held.weights = delivery
+        held.n_bytes += delivery.n_bytes
+        held.weights_bytes += delivery.n_bytes
         self._keep_held_out(device, held)
 
     def limit(self, device: str) -> int:
@@ -287,10 +346,20 @@ class RoundLoop:
             weights = self._checked_weights()
             self._trainer.aggregate(weights)
             self._record(Aggregated(self.round, weights))
+        given = {device: 1 for device, held in self.devices.items() if held.has_given}
+        if given:
+            self._trainer.make_segments_one(given, round_=self.round)
+            self._record(Synchronised(self.round, given))
         self._trainer.end_round()
         self._record(Closed(self.round, reason))
         reports = tuple(self._report(device, held) for device, held in self.devices.items())
         return RoundReport(self.round, now - self.opened_at, reason, reports)
+
+    def _list_of(self, device: str, round_: int) -> DeviceRound:
+        n_train, n_eval = self._lists[device]
+        if self._job is None:
+            return DeviceRound(n_train, n_eval)
+        return DeviceRound(n_train, n_eval * self._job.evaluates(round_), int(self._job.gathers(round_)))
 
     def _pool_one(self) -> str | None:
         for device, held in self.devices.items():
@@ -350,6 +419,12 @@ class RoundLoop:
             delivery = held.waiting.pop(held.next)
             held.held_out.append(delivery.batch)
             self._enter(device, held, delivery, evaluated=True)
+        weights = held.weights
+        if weights is not None and held.next == held.n_owed:
+            held.weights, held.has_given = None, True
+            self._trainer.gather(device, weights.segment)
+            self._record(Gathered(device, self.round, held.next, weights.digest, weights.segment_step))
+            held.next += 1
 
     def _view(self) -> RoundView:
         resident = self._trainer.resident
@@ -365,6 +440,7 @@ class RoundLoop:
     def _report(self, device: str, held: DeviceRound) -> DeviceReport:
         n_eval = sum(len(batch.y) for batch in held.held_out)
         n_steps = held.n_applied
+        shallow = [batch.shallow_correct for batch in held.held_out]
         n_server = sum(self._trainer.n_correct(device, batch) for batch in held.held_out)
         return DeviceReport(
             device=device,
@@ -377,4 +453,7 @@ class RoundLoop:
             exit_accuracy=sum(batch.exit_correct for batch in held.held_out) / n_eval if n_eval else None,
             server_accuracy=n_server / n_eval if n_eval else None,
             excused=held.excused,
+            weights_bytes=held.weights_bytes,
+            lowered_bytes=held.lowered_bytes,
+            shallow_accuracy=tuple(sum(n) / n_eval for n in zip(*shallow, strict=True)),
         )

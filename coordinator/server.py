@@ -18,10 +18,11 @@ from coordinator.advice import Advisor
 from coordinator.checkpoints import CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
 from coordinator.flow import Flow
+from coordinator.handing_down import HandingDown, Wish
 from coordinator.ledger import Issued, Planned, TermRaised
-from coordinator.planning import Planner, ProfilePlanner
+from coordinator.planning import Planner, ProfilePlanner, influence_of
 from coordinator.registry import refusal_of, refusal_of_model, unite
-from coordinator.rounds import Delivery, RoundLoop
+from coordinator.rounds import Delivery, RoundLoop, WeightsDelivery
 from coordinator.run_folder import RunFolder
 from coordinator.run_record import Status
 from coordinator.server_model import ServerModel
@@ -32,9 +33,21 @@ from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received, matches
 from toolkit.wire import chunks, frames, payloads, seats
-from toolkit.wire.messages import Assignment, Bye, Chunk, DownMessage, Hello, Pace, Phase
+from toolkit.wire.messages import (
+    Assignment,
+    Bye,
+    Chunk,
+    DownMessage,
+    Fetch,
+    Hello,
+    Message,
+    Pace,
+    Phase,
+    Weights,
+)
 from toolkit.wire.seats import Seat, SeatPhase
 from toolkit.wire.topics import Topics
+from toolkit.wire.weights import LoweredAddress, to_weights
 from toolkit.wire.words import BridgeWord, Presence, encode_word, read_device_word
 
 OFFLINE_GRACE_S = 30.0
@@ -96,6 +109,7 @@ class Coordinator:
         self._assemblers: dict[str, chunks.Assembler] = {}
         self._flow = Flow(settings.round_deadline_s)
         self._advisor = Advisor(folder.path, settings)
+        self._handing_down = HandingDown(link, lambda device: topics.down(self.run, device))
         self._underway: Underway | None = None
         self._started_at = clock()
         self._first_contact_by: float | None = self._started_at + connect_s
@@ -189,7 +203,8 @@ class Coordinator:
             self._gather(now)
             return False
         loop = self._underway.loop
-        if loop.train_one() is not None:
+        is_sending = self._handing_down.send_some(self._underway)
+        if loop.train_one() is not None or is_sending:
             return True
         self._excuse_the_lost(loop, now)
         deadline_s = self._settings.round_deadline_s
@@ -353,11 +368,14 @@ class Coordinator:
         if topic.endswith("/state"):
             self._on_device_state(self._topics.device_of(topic, leaf="state"), payload)
             return
-        device = self._topics.device_of(topic, leaf="up")
-        message, body = frames.decode(payload)
+        self._on_up(self._topics.device_of(topic, leaf="up"), *frames.decode(payload))
+
+    def _on_up(self, device: str, message: Message, body: memoryview) -> None:
         match message:
             case Hello():
                 self._on_hello(device, message)
+            case Fetch():
+                self._on_fetch(device, message)
             case Bye():
                 self._advance(device, seats.Gone(message.boot_nonce, on_purpose=True))
             case Pace():
@@ -395,6 +413,7 @@ class Coordinator:
             input_shape=state.common.model.input_shape if state else next(iter(present), None),
             members=state.jobs if state else None,
             fingerprint=state.fingerprints.get(device) if state else None,
+            influence=state.common.influence if state else influence_of(self._settings),
         )
         if refusal is None and state is None and not present:
             refusal = refusal_of_model(self._settings, hello.data.input_shape)
@@ -422,15 +441,19 @@ class Coordinator:
         if self._underway is None:
             return
         loop, state = self._underway.loop, self._underway.state
-        header, body = payloads.decode(whole, device=device)
+        header, body = payloads.decode_up(whole, device=device)
         # PROTOCOL.md 6: "A payload of another term, incarnation, plan or round is ignored; its batch stays owed."
         orders = (header.term, header.incarnation, header.plan_version)
         if orders != (self.term, self._seat(device).incarnation, state.plan_version):
             return
         if not loop.wants(device, round_=header.round, seq=header.seq):
             return
-        if (header.kind == "train") != (header.seq <= state.lists[device][0]):
-            raise RemoteProtocolError(f"Batch {header.seq} of device {device!r} is of kind {header.kind!r}.")
+        kind = loop.kind_of(device, header.seq)
+        if kind != ("weights" if isinstance(header, Weights) else header.kind):
+            raise RemoteProtocolError(f"Item {header.seq} of device {device!r} is not of kind {kind!r}.")
+        if isinstance(header, Weights):
+            self._on_weights(device, header, body, len(whole), self._underway)
+            return
         batch = payloads.to_batch(
             header,
             body,
@@ -439,6 +462,35 @@ class Coordinator:
             batch_size=state.jobs[device].batch_size,
         )
         loop.deliver(device, header.seq, Delivery(batch, header.sha256.hex(), len(whole)))
+
+    def _on_weights(
+        self, device: str, header: Weights, body: memoryview, n_bytes: int, underway: Underway
+    ) -> None:
+        segments = underway.model.segments
+        if segments is not None:
+            layout = segments.layout_of(device)
+            segment = layout.named(to_weights(header, body, layout.lengths))
+            underway.loop.deliver_weights(
+                device, WeightsDelivery(segment, header.segment_step, header.sha256.hex(), n_bytes)
+            )
+
+    def _on_fetch(self, device: str, fetch: Fetch) -> None:
+        """A device lacks what a closed round came to."""
+        if fetch.device != device:
+            raise RemoteProtocolError(f"A fetch on the topic of {device!r} names {fetch.device!r}.")
+        underway, seat = self._underway, self._seat(device)
+        if underway is None or device not in underway.state.jobs:
+            return
+        orders = (fetch.term, fetch.incarnation, fetch.round)
+        if orders == (self.term, seat.incarnation, underway.model.lowered_round):
+            address = LoweredAddress(
+                device=device,
+                round=fetch.round,
+                term=fetch.term,
+                incarnation=fetch.incarnation,
+                plan_version=underway.state.plan_version,
+            )
+            self._handing_down.ask(Wish(address, fetch.taken))
 
     # What is told
 
@@ -462,6 +514,7 @@ class Coordinator:
             phase=phase,
             durable_round=self._folder.checkpoints.kept()[0].round,
             plan_version=underway.state.plan_version,
+            lowered_round=underway.model.lowered_round,
             detail=self.detail,
             now=self._clock(),
         )

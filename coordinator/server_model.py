@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from coordinator.aggregate import CrossLayerMean
-from coordinator.copies import MOMENTUM, Copy, CopyShelf, MomentumShelf
+from coordinator.copies import MOMENTUM, Copy, CopyShelf, TensorShelf
 from coordinator.pool import ActivationPool
+from coordinator.segments import IN_CHECKPOINT, Segments
 from coordinator.strategy.base import PooledBatch, Strategy, SubBatch
 from toolkit.errors import TrainingError
 from toolkit.nn.cut import depth_of, take_suffix
@@ -27,6 +30,7 @@ from toolkit.nn.weights import load_training_state, training_state
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
 from toolkit.wire.payloads import Batch
+from toolkit.wire.weights import FlatWeights
 
 COPIES_BUDGET_BYTES = 512 * 1024 * 1024
 """Memory for copies where the strategy names no number of them."""
@@ -48,6 +52,7 @@ class ServerModel:
         strategy: says whether batches train theta, copies of it, or a pool.
         scratch: folder for what does not fit the memory; nothing in it outlives the process.
         device: where to compute.
+        segments: of the devices, where they are made one between rounds.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class ServerModel:
         strategy: Strategy,
         scratch: Path,
         device: torch.device | str = "cpu",
+        segments: Segments | None = None,
     ) -> None:
         self._network = build_network(model, seed=seed).to(device)
         self._cuts = dict(cuts)
@@ -77,7 +83,8 @@ class ServerModel:
         n_resident = self._rules.resident or max(1, COPIES_BUDGET_BYTES // self._copy_bytes())
         self._shelf = CopyShelf(self._open_copy, n_resident=n_resident, folder=scratch)
         self._pool = ActivationPool(cap_bytes=POOL_CAP_BYTES, folder=scratch)
-        self._kept = MomentumShelf(scratch)
+        self._kept = TensorShelf(scratch, "momentum")
+        self.segments = segments
 
     @property
     def resident(self) -> frozenset[str]:
@@ -146,6 +153,27 @@ class ServerModel:
         made = training_state(self._theta, self._optimizer) | mean.result()
         load_training_state(self._theta, self._optimizer, made)
 
+    def gather(self, device: str, segment: Mapping[str, torch.Tensor]) -> None:
+        """Keep a device's segment until its round closes."""
+        if self.segments is not None:
+            self.segments.gather(device, segment)
+
+    def make_segments_one(self, devices: Collection[str], *, round_: int) -> None:
+        """Average the segments that a round gathered."""
+        if self.segments is not None:
+            self.segments.make_one(devices, round_=round_)
+
+    @property
+    def lowered_round(self) -> int:
+        """The round whose results are handed down to devices; 0 for none."""
+        return self.segments.round if self.segments is not None else 0
+
+    def lowered(self, device: str, *, taken: int) -> tuple[FlatWeights | None, NDArray[np.float32] | None]:
+        """What a device is handed down that has taken what round ``taken`` came to: its segment, the server's logits."""
+        segments = self.segments
+        weights = segments.of(device) if segments is not None and segments.round > taken else None
+        return weights, None
+
     def end_round(self) -> None:
         """Forget what was gathered for the round."""
         self._pool.clear()
@@ -156,8 +184,9 @@ class ServerModel:
         return server_eval(self._suffixes[self._cuts[device]], h, y)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Parameters, buffers and momentum of theta by name."""
-        return training_state(self._theta, self._optimizer)
+        """Parameters, buffers and momentum of theta by name, and the devices' segments that were made one."""
+        of_devices = self.segments.state() if self.segments is not None else {}
+        return training_state(self._theta, self._optimizer) | of_devices
 
     def kept(self) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
         """What of the state belongs to one device each, read one at a time: its momentum, under the rule "keep"."""
@@ -172,14 +201,18 @@ class ServerModel:
 
         Raises: CheckpointError: it is of another network.
         """
-        load_training_state(self._theta, self._optimizer, state)
+        if self.segments is not None:
+            self.segments.load_state(state)
+        own = {name: tensor for name, tensor in state.items() if not name.startswith(IN_CHECKPOINT)}
+        load_training_state(self._theta, self._optimizer, own)
         for device, tensors in kept:
             self._kept.put(device, tensors)
 
     def _open_copy(self, device: str) -> Copy:
         suffix = copy.deepcopy(self._suffixes[self._cuts[device]])
         optimizer = make_optimizer(suffix, self._optimizer_spec)
-        state = self._kept.get(device) if self._rules.momentum == "keep" else self.state()
+        kept = self._rules.momentum == "keep"
+        state = self._kept.get(device) if kept else training_state(self._theta, self._optimizer)
         for name, parameter in suffix.named_parameters():
             if (momentum := state.get(MOMENTUM + name)) is not None:
                 optimizer.momentum_buffers[parameter] = momentum.detach().clone().to(parameter.device)

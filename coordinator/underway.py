@@ -12,6 +12,7 @@ import torch
 from coordinator.checkpoints import CommittedState
 from coordinator.ledger import Entry
 from coordinator.rounds import RoundLoop
+from coordinator.segments import Segments
 from coordinator.server_model import ServerModel
 from coordinator.strategy.catalogue import make_strategy
 
@@ -49,6 +50,7 @@ def take_up(
     Raises: StrategyError, ModelError: the state names what this version does not have.
     """
     job = state.common
+    synchronises = job.sync.mode != "none"
     strategy = make_strategy(state.strategy, state.strategy_options)
     model = make_model(
         job.model,
@@ -59,6 +61,7 @@ def take_up(
         strategy=strategy,
         scratch=scratch,
         device=device,
+        segments=Segments(state.jobs, bn=strategy.copy_rules.bn, scratch=scratch) if synchronises else None,
     )
     loop = RoundLoop(
         strategy,
@@ -69,6 +72,7 @@ def take_up(
         batch_size=job.batch_size,
         seed=job.seed,
         window=_window(state),
+        job=job,
         round_=state.round,
     )
     return Underway(state, loop, model)

@@ -57,6 +57,11 @@ FLAGS: tuple[tuple[str, str, str], ...] = (
     ("--partition", "device.partition", "how parts are drawn: iid, dirichlet:ALPHA, shards:N, user"),
     ("--data-seed", "device.data_seed", "of the parts; the same on all boards"),
     ("--held-out", "device.held_out", "share of the data kept out of training"),
+    (
+        "--accept-weights",
+        "device.accept_weights",
+        "whether a coordinator may influence this board's weights: never (the default) or coordinator",
+    ),
     ("--emulate", "device.emulate", "CPU%%,MB: stand for a weaker board, as 25%%,512"),
     ("--home", "fleet.home", "folder of the run folders"),
     ("--username", "broker.username", "account at the broker"),
@@ -168,7 +173,7 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
             return bench.measure(request)
 
     tell(f"device {device}, fleet {topics.fleet}, broker {address}")
-    _announce(device, data, tell)
+    _announce(device, data, accepts=settings.device.accept_weights != "never", say=tell)
     if reporter.is_on:
         tell(
             f"also: how {device} stands (temperature, load, memory, version) and these lines; device.telemetry = false keeps them"
@@ -184,6 +189,7 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
         measure=measure,
         clock=time.monotonic,
         say=tell,
+        accept_weights=settings.device.accept_weights,
     )
     with ExitStack() as at_end:
         at_end.callback(manager.close)
@@ -227,7 +233,7 @@ def _loop(
             say(f"no coordinator yet in fleet {topics.fleet}; start one with: hsee coordinator start")
 
 
-def _announce(device: str, data: LocalData, say: Say) -> None:
+def _announce(device: str, data: LocalData, *, accepts: bool, say: Say) -> None:
     train, held_out = data.train, data.held_out
     say(
         f"data: {train.name}: {len(train)} to train on, {len(held_out)} held out, classes {', '.join(train.classes)}"
@@ -235,7 +241,12 @@ def _announce(device: str, data: LocalData, say: Say) -> None:
     say(
         f"what leaves {device}: activations at its cut and labels of every training batch; activations, labels and"
         " exit results of held-out samples each round (eval activations); class names, counts, channel means and"
-        " variances; its profile. Samples and weights stay here."
+        " variances; its profile."
+        + (
+            " Samples stay here; its segment's weights leave where the run averages them (--accept-weights coordinator)."
+            if accepts
+            else " Samples and weights stay here."
+        )
     )
 
 

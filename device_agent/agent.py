@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
 
 from device_agent.drift import PaceWatch
+from device_agent.fetching import Fetching
+from device_agent.trains_rounds import TrainsRounds
 from toolkit import __version__
 from toolkit.errors import (
     BrokerError,
@@ -22,14 +23,17 @@ from toolkit.errors import (
     RunError,
 )
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received
-from toolkit.wire import chunks, frames, payloads, session
+from toolkit.wire import chunks, frames, payloads, session, weights
 from toolkit.wire.job import Job
 from toolkit.wire.limits import DEFAULT_CHUNK_BYTES, PROTOCOL_VERSION
 from toolkit.wire.messages import (
+    Acceptance,
     Assignment,
     Bye,
+    Chunk,
     DataSummary,
     Fenced,
+    Fetch,
     Hello,
     MeasureRequest,
     Message,
@@ -55,41 +59,9 @@ ADVICE = {
     "classes": "Rename or remove these classes here, or start the run without a class list.",
     "data": "Give this device the data it began with, or start a new run.",
     "model": "Start the run with a model for such samples: hsee coordinator start --model",
+    "weights": "If this board may be influenced, say so here: --accept-weights coordinator. Or start a run that does not.",
 }
 """What a device's owner can do about a refusal, by its code."""
-
-
-class TrainsRounds(Protocol):
-    """What the loop needs of a trainer."""
-
-    round: int
-    seq: int
-    n_train: int
-
-    @property
-    def n_items(self) -> int:
-        """Length of a round's list."""
-        ...
-
-    def enter_round(self, round_: int, seq: int) -> None:
-        """Go to a round."""
-        ...
-
-    def train_next(self) -> Batch:
-        """Train on the next batch."""
-        ...
-
-    def make_again(self, seq: int) -> Batch:
-        """Make a batch without training."""
-        ...
-
-    def finish_round(self) -> float | None:
-        """Evaluate and save, once a round."""
-        ...
-
-    def save(self) -> None:
-        """Write what training goes on from."""
-        ...
 
 
 class Agent:
@@ -106,6 +78,7 @@ class Agent:
         measure: called when the coordinator asks for a profile; returns it as TOML text.
         clock: monotonic seconds.
         say: takes each line that whoever watches should read.
+        accept_weights: whether this device lets a coordinator influence its weights.
         connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
@@ -122,6 +95,7 @@ class Agent:
         measure: Callable[[MeasureRequest], str],
         clock: Callable[[], float],
         say: Callable[[str], None],
+        accept_weights: Acceptance = "never",
         connect_s: float = CONNECT_S,
     ) -> None:
         self._link = link
@@ -133,11 +107,13 @@ class Agent:
         self._measure = measure
         self._clock = clock
         self._say = say
+        self._accept_weights = accept_weights
         self._session = DeviceState(boot_nonce)
         self._trainer: TrainsRounds | None = None
         self._job: Job | None = None
         self._ready: OrderedDict[int, Batch] = OrderedDict()
         self._pace: PaceWatch | None = None
+        self._fetching: Fetching | None = None
         self._stop: session.Stop | None = None
         self._is_connected = False
         self._trying_said = False
@@ -237,6 +213,9 @@ class Agent:
             self._finish_round(trainer)
             trainer.enter_round(flow.round, flow.next - 1)
             self._ready.clear()
+        if self._fetching is not None and flow.lowered_round > trainer.lowered_round and trainer.is_untouched:
+            self._ask_for(flow.lowered_round, self._fetching)
+            return False
         credit = session.may_send(self._session)
         if credit and self._link.outstanding_bytes < OUTSTANDING_BYTES:
             return self._serve(trainer, credit.start)
@@ -253,7 +232,10 @@ class Agent:
         if batch is None and trainer.seq < min(seq, trainer.n_train):
             self._train(trainer)  # one step a call, so that the link is heard in between
             return True
-        self._send(seq, batch or trainer.make_again(seq))
+        if seq > trainer.n_batches:
+            self._send_weights(seq, trainer)
+        else:
+            self._send(seq, batch or trainer.make_again(seq))
         self._feed(session.Sent(seq, self._clock()))
         return True
 
@@ -294,12 +276,42 @@ class Agent:
             plan_version=state.plan_version,
             cut=job.cut,
         )
-        topic = self._topics.up(state.run, self._device)
-        payload = payloads.encode(address, batch, job.codec)
+        self._send_payload(state.run, payloads.encode(address, batch, job.codec))
+
+    def _send_weights(self, seq: int, trainer: TrainsRounds) -> None:
+        state, flow, job = self._session, self._session.flow, self._job
+        if flow is None or job is None or state.run is None:
+            return
+        address = weights.WeightsAddress(
+            device=self._device,
+            round=flow.round,
+            seq=seq,
+            term=state.term,
+            incarnation=state.incarnation,
+            plan_version=state.plan_version,
+            cut=job.cut,
+            segment_step=trainer.n_steps,
+        )
+        self._send_payload(state.run, weights.encode_weights(address, trainer.weights(), job.sync.codec))
+
+    def _send_payload(self, run: str, payload: bytearray) -> None:
         if self._pace is not None:
             self._pace.sent(len(payload))
         for chunk in chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
-            self._link.publish(topic, chunk)
+            self._link.publish(self._topics.up(run, self._device), chunk)
+
+    def _ask_for(self, round_: int, fetching: Fetching) -> None:
+        state, trainer = self._session, self._trainer
+        if trainer is not None and fetching.is_due(round_, self._clock()):
+            self._up(
+                Fetch(
+                    device=self._device,
+                    term=state.term,
+                    incarnation=state.incarnation,
+                    round=round_,
+                    taken=trainer.lowered_round,
+                )
+            )
 
     # What arrives
 
@@ -340,10 +352,30 @@ class Agent:
                 self._say("the coordinator is offline; waiting for it")
             self._feed(session.BridgeSeen(word.run if word.state == "online" else None, now))
             return
-        message, _ = frames.decode(payload)
+        message, body = frames.decode(payload)
+        if isinstance(message, Chunk):
+            self._on_chunk(message, body)
+            return
         if not isinstance(message, Welcome | Assignment | State | Refusal | Fenced):
             raise RemoteProtocolError(f"A coordinator does not send a {type(message).__name__}.")
         self._feed(session.Got(message, now))
+
+    def _on_chunk(self, chunk: Chunk, body: memoryview) -> None:
+        """A piece of what the coordinator hands down."""
+        fetching, trainer, state = self._fetching, self._trainer, self._session
+        # PROTOCOL.md 19: "A device MUST refuse chunks on `down` unless its own settings accept weights"
+        if fetching is None or trainer is None:
+            raise RemoteProtocolError("This device takes no weights.")
+        whole = fetching.add(chunk, body, self._clock())
+        if whole is None:
+            return
+        header, content = weights.decode_lowered(whole, device=self._device)
+        orders = (header.term, header.incarnation, header.plan_version)
+        wanted = state.flow.lowered_round if state.flow is not None else 0
+        if orders != (state.term, state.incarnation, state.plan_version) or header.round != wanted:
+            return
+        if header.round > trainer.lowered_round and trainer.is_untouched:
+            trainer.take_lowered(header, content)
 
     def _feed(self, event: session.Event) -> None:
         self._session, actions = session.step(self._session, event)
@@ -362,15 +394,27 @@ class Agent:
 
     def _begin(self, assignment: Assignment) -> None:
         job = assignment.job
+        # PROTOCOL.md 19: "A device whose own settings do not accept that MUST refuse such an assignment and stop"
+        if job.influence and self._accept_weights == "never":
+            raise RefusedError(
+                f"The coordinator would influence this device's weights ({job.influence}); its own settings do not"
+                " accept that: device.accept_weights = never.",
+                hint=ADVICE["weights"],
+                reason="weights",
+            )
         if self._trainer is None or self._job != job:
+            self._say(f"server influences devices: {f'yes ({job.influence})' if job.influence else 'no'}")
             self._say(f"cut after {job.cut}: training its segment and exit for run {job.run}")
             self._ready.clear()
             self._job, self._trainer = job, self._make_trainer(job)
             self._pace = PaceWatch(self._profile, device=self._device, job=job)
+            self._fetching = Fetching(max_bytes=self._trainer.max_lowered_bytes) if job.influence else None
 
     # What is told
 
     def _hello(self, run: str) -> None:
+        if self._fetching is not None:
+            self._fetching.forget()
         self._link.subscribe(self._topics.down(run, self._device))
         self._up(
             Hello(
@@ -382,6 +426,7 @@ class Agent:
                 profile=self._profile,
                 trained_round=self.trained[0],
                 trained_seq=self.trained[1],
+                accept_weights=self._accept_weights,
             )
         )
 

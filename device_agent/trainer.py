@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 
@@ -12,13 +13,15 @@ from numpy.typing import NDArray
 
 from device_agent.local_data import LocalData
 from device_agent.state import DeviceFolder
-from toolkit.errors import TrainingError
+from toolkit.errors import RemoteProtocolError, TrainingError
 from toolkit.nn.compute import choose_compute
 from toolkit.nn.datasets import Dataset
-from toolkit.nn.recipe import eval_batches_in_round, steps_in_round, train_recipe
+from toolkit.nn.layout import MOMENTUM, layout_of
+from toolkit.nn.recipe import Recipe, eval_batches_in_round, steps_in_round, train_recipe
 from toolkit.nn.segment_record import SegmentRecord
 from toolkit.nn.steps import (
     Forward,
+    Teacher,
     build_device_model,
     device_eval,
     device_remake,
@@ -28,15 +31,20 @@ from toolkit.nn.steps import (
 from toolkit.nn.weights import load_training_state, training_state
 from toolkit.runtime.preprocess import normalise
 from toolkit.wire.job import Job
-from toolkit.wire.messages import PayloadKind
+from toolkit.wire.messages import Lowered, PayloadKind
 from toolkit.wire.payloads import Batch
+from toolkit.wire.weights import FlatWeights, to_logits, to_weights
+
+TAKEN = "taken/"
+"""What the names of tensors begin with that the coordinator handed down, in what training goes on from."""
 
 
 class Trainer:
     """One device's side of a run.
 
     A round's list is its training batches (seq 1..n_train) and then its held-out batches. Training moves along the
-    list once; any batch of it can be made again without changing anything.
+    list once; any batch of it can be made again without changing anything. In some rounds the list ends with the
+    segment's weights; what the coordinator made of them is taken before the first step of a later round.
 
     Args:
         job: what to train.
@@ -68,26 +76,47 @@ class Trainer:
             optimizer=job.optimizer,
             seed=job.seed,
             device=self._torch_device,
+            all_exits=job.all_exits,
         )
+        self.layout = layout_of(self._model.modules, with_momentum=job.sync.momentum == "average")
         self.n_train = steps_in_round(len(self._y), job.batch_size, job.round_steps)
-        self.n_eval = eval_batches_in_round(len(self._held_y), job.batch_size, job.eval_samples)
+        self._n_eval = eval_batches_in_round(len(self._held_y), job.batch_size, job.eval_samples)
         self.round = 0
         self.seq = 0
         self._furthest = (0, 0)
         self.n_steps = 0
+        self.lowered_round = 0
+        self._teacher: tuple[torch.Tensor, torch.Tensor] | None = None
         self._finished_round = 0
         self._best_accuracy = folder.best_accuracy()
         folder.check_job(job)
         saved = folder.load_training()
         if saved is not None:
             tensors, (self.round, self.seq, self.n_steps) = saved
+            self._load_taken({n: tensors.pop(n) for n in list(tensors) if n.startswith(TAKEN)})
             load_training_state(self._model.modules, self._model.optimizer, tensors)
             self._finished_round = self.round if self.seq >= self.n_train else self.round - 1
 
     @property
-    def n_items(self) -> int:
-        """Length of a round's list."""
+    def n_eval(self) -> int:
+        """Held-out batches in the round's list."""
+        return self._n_eval if self._job.evaluates(self.round) else 0
+
+    @property
+    def n_batches(self) -> int:
+        """Batches in the round's list, training and held-out; what comes behind them are weights."""
         return self.n_train + self.n_eval
+
+    @property
+    def max_lowered_bytes(self) -> int:
+        """Nothing that is handed down for this job is longer."""
+        n_logits = self.n_train * self._job.batch_size * len(self._job.classes)
+        return self.layout.lengths.payload_bytes(n_logits if self._job.from_server.weight else 0)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was trained since the round began: what is handed down can be taken."""
+        return self.seq == 0 or self.n_steps == 0
 
     def enter_round(self, round_: int, seq: int) -> None:
         """Go to a round; what an earlier one still owed is not trained on any more.
@@ -120,10 +149,18 @@ class Trainer:
         seq = self.seq + 1
         x, y, seed = self._batch(seq)
         self._model.optimizer.lr = lr_at(self._job.optimizer, round_=self.round, rounds=self._job.rounds)
-        forward = device_step(self._model, x, y, seed=seed)
-        if not math.isfinite(forward.loss):
+        forward = device_step(
+            self._model,
+            x,
+            y,
+            seed=seed,
+            among_exits=self._job.among_exits,
+            from_server=self._job.from_server,
+            teacher=self._teacher_of(seq),
+        )
+        if not math.isfinite(forward.objective):
             raise TrainingError(
-                f"The exit's loss of device {self._device!r} is {forward.loss} in round {self.round}, step {seq}.",
+                f"The exit's loss of device {self._device!r} is {forward.objective} in round {self.round}, step {seq}.",
                 hint="Lower the learning rate (run.lr), or look for damaged samples in this device's data.",
                 device=self._device,
                 round=self.round,
@@ -144,41 +181,72 @@ class Trainer:
         x, y, seed = self._batch(seq)
         return self._to_batch("train", device_remake(self._model, x, y, seed=seed), y, remade=True)
 
-    def finish_round(self) -> float | None:
-        """Evaluate the exit on all held-out samples, keep the segment if it is the best so far, and save.
+    def weights(self) -> FlatWeights:
+        """Lay segment and exits out as they stand, for the coordinator to make one of all devices'."""
+        return self.layout.flatten(training_state(self._model.modules, self._model.optimizer))
 
-        Returns: accuracy, or None where this round was finished already.
+    def take_lowered(self, header: Lowered, body: memoryview) -> None:
+        """Take what the coordinator made of a round, as a whole or not at all.
+
+        Args:
+            header: of the payload, whose digest was checked.
+            body: likewise.
+        Raises: RemoteProtocolError: it does not fit the job.
+        """
+        job, weights, logits = self._job, None, None
+        if job.sync.mode != "none" and any(spec.name == "values" for spec in header.tensors):
+            weights = self.layout.named(to_weights(header, body, self.layout.lengths))
+        if job.from_server.weight:
+            logits = to_logits(header, body, n_classes=len(job.classes))
+        samples = None if logits is None else self._samples_of(header.round, len(logits))
+        if weights is not None:
+            held = training_state(self._model.modules, self._model.optimizer)
+            kept = {n: t for n, t in held.items() if n.startswith(MOMENTUM) and job.sync.momentum == "keep"}
+            load_training_state(self._model.modules, self._model.optimizer, {**kept, **weights})
+        if logits is not None and samples is not None:
+            of_sample, known = self._teacher or self._no_teacher()
+            of_sample[samples] = torch.from_numpy(logits).to(self._torch_device)
+            known[samples] = True
+            self._teacher = of_sample, known
+        self.lowered_round = header.round
+
+    def finish_round(self) -> float | None:
+        """Evaluate the exits on all held-out samples, keep the segment if it is the best so far, and save.
+
+        Returns: accuracy of the exit at the cut, or None where this round was finished already or is not evaluated.
         """
         if self._finished_round >= self.round:
             return None
         self._finished_round = self.round
-        accuracy = self._held_out_accuracy()
-        state = training_state(self._model.modules, self._model.optimizer)
-        if accuracy >= self._best_accuracy:  # ties to the latest
-            self._best_accuracy = accuracy
-            weights = {name: tensor for name, tensor in state.items() if not name.startswith("momentum/")}
-            self._folder.save_best(weights, self._record(accuracy))
-        self._folder.save_training(state, (*self._cursor(), self.n_steps))
+        accuracy = None
+        if self._job.evaluates(self.round):
+            accuracy, *shallow = self._held_out_accuracy()
+            if accuracy >= self._best_accuracy:  # ties to the latest
+                self._best_accuracy = accuracy
+                self._folder.save_best(self._model.modules.state_dict(), self._record(accuracy, shallow))
+        self.save()
         return accuracy
 
     def save(self) -> None:
         """Write what training goes on from."""
-        state = training_state(self._model.modules, self._model.optimizer)
+        state = training_state(self._model.modules, self._model.optimizer) | self._taken()
         self._folder.save_training(state, (*self._cursor(), self.n_steps))
 
     def _cursor(self) -> tuple[int, int]:
         """How far training has come, as (round, seq)."""
         return max(self._furthest, (self.round, self.seq))
 
-    def _held_out_accuracy(self) -> float:
-        n_correct = 0
+    def _held_out_accuracy(self) -> list[float]:
+        """Of the exit at the cut, then of those before it, shallow first."""
+        n_correct = np.zeros(1 + len(self._model.shallow_heads), np.int64)
         for start in range(0, len(self._held_y), self._job.batch_size):
             stop = start + self._job.batch_size
             x, y = self._tensors(self._held_x[start:stop], self._held_y[start:stop])
-            n_correct += device_eval(self._model, x, y).n_correct
-        return n_correct / len(self._held_y)
+            forward = device_eval(self._model, x, y)
+            n_correct += [forward.n_correct, *forward.shallow_correct]
+        return [int(n) / len(self._held_y) for n in n_correct]
 
-    def _record(self, accuracy: float) -> SegmentRecord:
+    def _record(self, accuracy: float, shallow: Sequence[float]) -> SegmentRecord:
         return SegmentRecord(
             device=self._device,
             job=self._job,
@@ -186,7 +254,52 @@ class Trainer:
             exit_accuracy=accuracy,
             n_eval=len(self._held_y),
             software=_software(),
+            shallow_accuracy=dict(zip(self._model.shallow_heads, shallow, strict=True)),
         )
+
+    def _taken(self) -> dict[str, torch.Tensor]:
+        """What the coordinator handed down and training goes on from; empty where it hands nothing down."""
+        if not self.lowered_round:
+            return {}
+        taken = {f"{TAKEN}round": torch.tensor(self.lowered_round)}
+        if self._teacher is not None:
+            taken[f"{TAKEN}logits"], taken[f"{TAKEN}known"] = self._teacher
+        return taken
+
+    def _load_taken(self, taken: Mapping[str, torch.Tensor]) -> None:
+        if taken:
+            self.lowered_round = int(taken[f"{TAKEN}round"])
+        if f"{TAKEN}logits" in taken:
+            logits, known = (taken[TAKEN + name].to(self._torch_device) for name in ("logits", "known"))
+            self._teacher = logits, known
+
+    def _no_teacher(self) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (len(self._y), len(self._job.classes))
+        known = torch.zeros(shape[0], dtype=torch.bool, device=self._torch_device)
+        return torch.zeros(shape, device=self._torch_device), known
+
+    def _teacher_of(self, seq: int) -> Teacher | None:
+        if self._teacher is None:
+            return None
+        indices = torch.from_numpy(self._recipe(self.round, seq).indices).to(self._torch_device)
+        logits, known = self._teacher
+        return Teacher(logits[indices], known[indices])
+
+    def _samples_of(self, round_: int, n_samples: int) -> NDArray[np.int64]:
+        """Indices of the first training samples of a round.
+
+        Raises: RemoteProtocolError: so many that no batch of the round ends there.
+        """
+        found, n_found = [], 0
+        for seq in range(1, self.n_train + 1):
+            found.append(self._recipe(round_, seq).indices)
+            n_found += len(found[-1])
+            if n_found >= n_samples:
+                break
+        # PROTOCOL.md 19: "A receiver MUST refuse so many rows that no beginning of its list has them."
+        if n_found != n_samples:
+            raise RemoteProtocolError(f"Logits of {n_samples} samples fit no beginning of round {round_}.")
+        return np.concatenate(found)
 
     def _prepare(self, dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Normalise, and map this board's class indices to the run's."""
@@ -194,18 +307,21 @@ class Trainer:
         return normalise(dataset.x, self._job.mean, self._job.std), index[dataset.y]
 
     def _batch(self, seq: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        recipe = train_recipe(
+        recipe = self._recipe(self.round, seq)
+        x, y = self._tensors(self._x[recipe.indices], self._y[recipe.indices])
+        return x, y, recipe.seed
+
+    def _recipe(self, round_: int, seq: int) -> Recipe:
+        return train_recipe(
             seed=self._job.seed,
             device=self._device,
             fingerprint=self._fingerprint,
             n_train=len(self._y),
             batch_size=self._job.batch_size,
             round_steps=self._job.round_steps,
-            round_=self.round,
+            round_=round_,
             seq=seq,
         )
-        x, y = self._tensors(self._x[recipe.indices], self._y[recipe.indices])
-        return x, y, recipe.seed
 
     def _tensors(self, x: NDArray[np.float32], y: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(x).to(self._torch_device), torch.from_numpy(y).to(self._torch_device)
@@ -221,6 +337,7 @@ class Trainer:
             exit_correct=forward.n_correct,
             segment_step=self.n_steps,
             remade=remade,
+            shallow_correct=forward.shallow_correct,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from coordinator.ledger import Aggregated, Applied, read_ledger
+from coordinator.ledger import Aggregated, Applied, Synchronised, read_ledger
 from coordinator.planning import GivenCuts
 from coordinator.run_folder import RunFolder
 from coordinator.server import Coordinator
@@ -68,6 +68,7 @@ class Member:
     trained: list[tuple[int, int]] = field(default_factory=list)
     job: Job | None = None
     said: list[str] = field(default_factory=list)
+    accepts: str = "never"
 
 
 def local_data(x, y, *, classes, held_out=0.25):
@@ -200,6 +201,11 @@ class Fleet:
                 made[number - 1].trained.setdefault(name, []).append(seq)
         return made
 
+    def made_one(self) -> dict[int, list[str]]:
+        """Rounds whose segments became one, and the devices that gave theirs."""
+        entries = read_ledger(self.path / "run" / "ledger.jsonl")
+        return {e.round: sorted(e.weights) for e in entries if isinstance(e, Synchronised)}
+
 
 def make_agent(member: Member, hub: MemoryBroker, clock: Clock, *, boot_nonce: bytes) -> Agent:
     """The real agent of a device whose folder is open."""
@@ -226,6 +232,7 @@ def make_agent(member: Member, hub: MemoryBroker, clock: Clock, *, boot_nonce: b
         measure=measure,
         clock=clock,
         say=member.said.append,
+        accept_weights=member.accepts,
     )
 
 
@@ -243,4 +250,4 @@ def training_state(folder: Path) -> dict[str, torch.Tensor]:
     """What a device saved to go on from: parameters, buffers, momentum."""
     tensors = load_tensors(folder / "training.safetensors")
     tensors.pop("cursor")
-    return tensors
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("taken/")}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.protocol.samples import ADDRESS, BATCH, MESSAGES
 from toolkit.errors import RemoteProtocolError
 from toolkit.wire import chunks, frames, payloads, tensors, words
-from toolkit.wire.job import Job, ModelSpec, OptimizerSpec
+from toolkit.wire.job import Distillation, Job, ModelSpec, OptimizerSpec, SyncSpec
 from toolkit.wire.limits import MAX_CHUNKS
 from toolkit.wire.messages import (
     Answer,
@@ -21,7 +21,9 @@ from toolkit.wire.messages import (
     DataSummary,
     Declined,
     Fenced,
+    Fetch,
     Hello,
+    Lowered,
     MeasureRequest,
     Message,
     Pace,
@@ -29,6 +31,7 @@ from toolkit.wire.messages import (
     Refusal,
     State,
     TensorSpec,
+    Weights,
     Welcome,
 )
 
@@ -94,6 +97,7 @@ def states(draw: st.DrawFn) -> State:
         plan_version=draw(counts),
         round_left_s=draw(not_negative),
         detail=draw(texts),
+        lowered_round=draw(counts),
     )
 
 
@@ -105,6 +109,9 @@ tensor_specs = st.builds(
     codec=st.sampled_from(["float32", "float16", "int8", "int64"]),
     n_bytes=st.integers(0, 2**26),
     compression=st.sampled_from(["none", "zstd"]),
+)
+distillations = st.builds(
+    Distillation, weight=st.floats(0, 1e6), temperature=st.floats(0, 1e3, exclude_min=True)
 )
 jobs = st.builds(
     Job,
@@ -119,6 +126,7 @@ jobs = st.builds(
     batch_size=st.integers(2, 65_536),
     round_steps=counts,
     eval_samples=counts,
+    eval_every=positives,
     optimizer=st.builds(
         OptimizerSpec,
         lr=st.floats(1e-9, 1e9),
@@ -129,6 +137,16 @@ jobs = st.builds(
     exit_head=labels,
     codec=labels,
     threads=positives,
+    all_exits=st.booleans(),
+    among_exits=distillations,
+    sync=st.builds(
+        SyncSpec,
+        mode=st.sampled_from(["none", "same_cut", "prefix"]),
+        every=positives,
+        momentum=st.sampled_from(["keep", "average", "reset"]),
+        codec=labels,
+    ),
+    from_server=distillations,
 )
 measures = st.builds(MeasureRequest, model=models, batch_size=positives, exit_head=texts)
 KINDS: dict[type[Message], st.SearchStrategy[Message]] = {
@@ -142,6 +160,7 @@ KINDS: dict[type[Message], st.SearchStrategy[Message]] = {
         profile=texts,
         trained_round=counts,
         trained_seq=counts,
+        accept_weights=st.sampled_from(["never", "coordinator"]),
     ),
     Bye: st.builds(Bye, device=names, boot_nonce=nonces, reason=texts),
     Pace: st.builds(
@@ -171,6 +190,33 @@ KINDS: dict[type[Message], st.SearchStrategy[Message]] = {
         tensors=st.lists(tensor_specs, min_size=1, max_size=5),
         sha256=digests,
         remade=st.booleans(),
+        shallow_correct=st.lists(counts, max_size=5),
+    ),
+    Weights: st.builds(
+        Weights,
+        device=names,
+        round=positives,
+        seq=positives,
+        term=positives,
+        incarnation=positives,
+        plan_version=positives,
+        cut=labels,
+        segment_step=counts,
+        tensors=st.lists(tensor_specs, min_size=1, max_size=5),
+        sha256=st.binary(min_size=32, max_size=32),
+    ),
+    Lowered: st.builds(
+        Lowered,
+        device=names,
+        round=positives,
+        term=positives,
+        incarnation=positives,
+        plan_version=positives,
+        tensors=st.lists(tensor_specs, min_size=1, max_size=5),
+        sha256=st.binary(min_size=32, max_size=32),
+    ),
+    Fetch: st.builds(
+        Fetch, device=names, term=positives, incarnation=positives, round=positives, taken=counts
     ),
     Welcome: st.builds(
         Welcome,

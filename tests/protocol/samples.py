@@ -14,7 +14,9 @@ from toolkit.wire.messages import (
     DataSummary,
     Declined,
     Fenced,
+    Fetch,
     Hello,
+    Lowered,
     MeasureRequest,
     Message,
     Pace,
@@ -22,9 +24,11 @@ from toolkit.wire.messages import (
     Refusal,
     State,
     TensorSpec,
+    Weights,
     Welcome,
 )
 from toolkit.wire.payloads import Batch, PayloadAddress
+from toolkit.wire.weights import FlatWeights, LoweredAddress, RowLengths, WeightsAddress
 
 NONCE = bytes(range(16))
 OTHER_NONCE = bytes(range(16, 32))
@@ -111,12 +115,37 @@ ANSWER = Answer(
     sha256=bytes(range(32)),
 )
 DECLINED = Declined(boot_nonce=NONCE, n=1, code="run", message="Another run is served here.")
+WEIGHTS = Weights(
+    device="dev1",
+    round=1,
+    seq=3,
+    term=3,
+    incarnation=4,
+    plan_version=5,
+    cut="layer1",
+    segment_step=6,
+    tensors=[TensorSpec(name="values", shape=[3], codec="float32", n_bytes=12)],
+    sha256=bytes(range(32)),
+)
+LOWERED = Lowered(
+    device="dev1",
+    round=1,
+    term=3,
+    incarnation=4,
+    plan_version=5,
+    tensors=[TensorSpec(name="values", shape=[3], codec="float32", n_bytes=12)],
+    sha256=bytes(range(32)),
+)
+FETCH = Fetch(device="dev1", term=3, incarnation=4, round=1)
 MESSAGES: tuple[Message, ...] = (
     HELLO,
     BYE,
     PACE,
     CHUNK,
+    FETCH,
     PAYLOAD,
+    WEIGHTS,
+    LOWERED,
     WELCOME,
     ASSIGNMENT,
     STATE,
@@ -136,3 +165,14 @@ BATCH = Batch(
     exit_correct=1,
     segment_step=6,
 )
+FLAT = FlatWeights(
+    values=np.array([0.5, -1.0, 3.0], np.float32),
+    counters=np.array([7], np.int64),
+    momentum=np.array([0.25, -0.125], np.float32),
+)
+ROWS = RowLengths(values=3, counters=1, momentum=2)
+LOGITS = np.array([[1.0, -1.0]], np.float32)
+WEIGHTS_ADDRESS = WeightsAddress(
+    device="dev1", round=1, seq=3, term=3, incarnation=4, plan_version=5, cut="layer1", segment_step=6
+)
+LOWERED_ADDRESS = LoweredAddress(device="dev1", round=1, term=3, incarnation=4, plan_version=5)

@@ -21,7 +21,7 @@ ROOMS = ("toolkit", "device_agent", "coordinator")
 TYPES = [
     *(type(message) for message in MESSAGES),
     *(messages.TensorSpec, messages.DataSummary, messages.MeasureRequest),
-    *(job.Job, job.ModelSpec, job.OptimizerSpec),
+    *(job.Job, job.ModelSpec, job.OptimizerSpec, job.SyncSpec, job.Distillation),
     *(telemetry.Telemetry, telemetry.LogLines, telemetry.LogLine),
 ]
 

@@ -69,7 +69,8 @@ class Counter:
     """A trainer of three training batches and one held-out batch a round."""
 
     n_train = 3
-    n_items = 4
+    n_batches = 4
+    lowered_round = n_steps = 0
 
     def __init__(self):
         self.round = self.seq = 0

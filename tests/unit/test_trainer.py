@@ -96,7 +96,7 @@ def train_rounds(trainer, rounds, *, on_step=lambda: None):
 def test_the_list_of_a_round_is_what_the_recipe_says(make_trainer):
     trainer = make_trainer()
     # 15 a class, 4 held out of each: 22 to train on are 5 batches of 4 and one of 2.
-    assert (trainer.n_train, trainer.n_eval, trainer.n_items) == (6, 2, 8)
+    assert (trainer.n_train, trainer.n_eval, trainer.n_batches) == (6, 2, 8)
     trainer.enter_round(1, 0)
     sizes = [len(trainer.train_next().y) for _ in range(6)]
     assert sizes == [4, 4, 4, 4, 4, 2]
@@ -181,7 +181,7 @@ def test_held_out_samples_are_kept_raw_in_the_runs_class_order(make_trainer, tmp
 def test_the_best_segment_is_held_ties_to_the_latest(make_trainer, tmp_path, monkeypatch):
     trainer = make_trainer()
     for round_, accuracy in enumerate([0.5, 0.25, 0.5, 0.4], start=1):
-        monkeypatch.setattr(trainer, "_held_out_accuracy", lambda accuracy=accuracy: accuracy)
+        monkeypatch.setattr(trainer, "_held_out_accuracy", lambda accuracy=accuracy: [accuracy])
         trainer.enter_round(round_, 0)
         while trainer.seq < trainer.n_train:
             trainer.train_next()

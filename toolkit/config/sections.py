@@ -13,6 +13,7 @@ from msgspec import Meta
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _SEED = Meta(ge=0, le=2**53)
 
+_CODEC = Literal["float32", "float16", "float32+zstd", "float16+zstd"]
 Compute = Literal["auto", "cpu", "cuda"]
 Scalar = str | int | float | bool
 
@@ -85,6 +86,27 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     eval_samples: Annotated[
         int, Meta(ge=0, description="most held-out samples a device sends as activations at a round's end")
     ] = 256
+    eval_every: Annotated[
+        int,
+        Meta(
+            ge=1, le=2**31, description="rounds from one evaluation to the next; the last is evaluated anyway"
+        ),
+    ] = 1
+    client_sync: Annotated[
+        Literal["none", "same_cut", "prefix"],
+        Meta(
+            description="average devices' segments between rounds: none, among those of one cut, or every stage among all"
+            " that hold it; other than none, the server influences devices"
+        ),
+    ] = "none"
+    sync_every: Annotated[
+        int, Meta(ge=1, le=2**31, description="rounds from one such average to the next")
+    ] = 1
+    sync_momentum: Annotated[
+        Literal["keep", "average", "reset"],
+        Meta(description="what becomes of the devices' momentum then: each its own, averaged, or dropped"),
+    ] = "keep"
+    sync_codec: Annotated[_CODEC, Meta(description="how weights travel, both ways")] = "float32"
     threads: Annotated[int, Meta(ge=1, le=4096, description="threads that each process computes with")] = 1
     exit_head: Annotated[
         str, Meta(min_length=1, max_length=64, description="early exits: auto, conv or pooled")
@@ -156,6 +178,12 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool,
         Meta(description="tell the coordinator how this board stands, and the lines of its log"),
     ] = True
+    accept_weights: Annotated[
+        Literal["never", "coordinator"],
+        Meta(
+            description="whether a coordinator may influence this board's weights: never, or the coordinator of its run"
+        ),
+    ] = "never"
     emulate: Annotated[
         str,
         Meta(

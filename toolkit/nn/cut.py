@@ -50,18 +50,26 @@ def take_suffix(network: StagedNetwork, cut: str) -> nn.Sequential:
     return nn.Sequential(OrderedDict([*stages, (CLASSIFIER, network.classifier)]))
 
 
-def activation_shape(segment: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of one sample's activations, without the batch axis; runs the segment once in eval mode.
+def activation_shapes(segment: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Shape of one sample behind each stage, without the batch axis; runs the segment once in eval mode.
 
     Raises: ModelError: the stages do not chain on this input.
     """
     was_training = segment.training
     segment.eval()
     try:
-        shapes = list(pass_through(list(segment.named_children()), input_shape))
+        return dict(pass_through(list(segment.named_children()), input_shape))
     finally:
         segment.train(was_training)
-    return shapes[-1][1]
+
+
+def activation_shape(segment: nn.Module, input_shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of one sample's activations at the segment's end.
+
+    Raises: ModelError: the stages do not chain on this input.
+    """
+    *_, shape = activation_shapes(segment, input_shape).values()
+    return shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The held segment: what a device keeps of a run on its own disk, and what export reads.
 
-segment.safetensors   "segment.<name>" and "exit_head.<name>": the best by held-out accuracy
+segment.safetensors   "segment.<name>" and "exit_head.<name>", and where the job asks for all exits
+                      "shallow_heads.<stage>.<name>": the best by held-out accuracy of the exit at the cut
 segment.json          this record
 held_out.npz          x (N, ...) float32 not normalised, y (N,) int64 in the run's class order
 """
@@ -20,7 +21,7 @@ HELD_OUT_FILE = "held_out.npz"
 
 
 class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a held segment comes from and how good it was there."""
+    """Where a held segment comes from and how good it was there; ``shallow_accuracy`` by stage, of exits before the cut."""
 
     schema: int = 1
     device: str
@@ -29,6 +30,7 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     exit_accuracy: float
     n_eval: int
     software: dict[str, str]
+    shallow_accuracy: dict[str, float] = {}
 
 
 def read_record(folder: Path) -> SegmentRecord:

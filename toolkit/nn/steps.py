@@ -7,39 +7,57 @@ Device i holds a segment f_i and an exit head e_i; the coordinator holds the lay
 
 ``h`` is that of the forward pass before the update, detached: the graph is cut, and nothing the server computes
 reaches a device. Source: Hetero-SplitEE, arXiv 2512.09313.
+
+Beyond the paper, each of these adds a term to a loss, and is off unless a job asks for it:
+
+    exits at every stage of the segment    + CE(e_s(f_s(x)), y) for each stage s before the cut
+    exits that teach each other            + w t^2 KL(p_j, p_s), mean over the other exits j, for each exit s
+    the server teaches                     + w t^2 KL(p_server, p_s) for each exit s; its logits are an earlier round's
+    exits at the server's stages           + w CE(e_s(h_s), y) for each named stage s behind the cut
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from toolkit.nn.cut import activation_shape, take_segment
+from toolkit.nn.cut import activation_shapes, take_segment
 from toolkit.nn.exit_head import build_exit_head
 from toolkit.nn.seeds import seeded
 from toolkit.nn.sgd import Sgd
 from toolkit.nn.zoo import build_network
-from toolkit.wire.job import ModelSpec, OptimizerSpec
+from toolkit.wire.job import Distillation, ModelSpec, OptimizerSpec
+
+NO_TEACHING = Distillation()
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceModel:
-    """What a device trains."""
+    """What a device trains; ``shallow_heads`` are those at stages before the cut, by stage, none by default."""
 
     segment: nn.Module
     exit_head: nn.Module
     optimizer: Sgd
     activation_shape: tuple[int, ...]
+    shallow_heads: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
     def modules(self) -> nn.ModuleDict:
-        """Segment and exit head under their names, sharing parameters: what a checkpoint of the device holds."""
-        return nn.ModuleDict({"segment": self.segment, "exit_head": self.exit_head})
+        """Segment and exit heads under their names, sharing parameters: what a checkpoint of the device holds."""
+        made = nn.ModuleDict({"segment": self.segment, "exit_head": self.exit_head})
+        if self.shallow_heads:
+            made["shallow_heads"] = nn.ModuleDict(self.shallow_heads)
+        return made
+
+    def set_training(self, training: bool) -> None:  # noqa: FBT001 - as torch's own train(mode)
+        """Put segment and heads in training or in evaluation mode."""
+        for part in (self.segment, self.exit_head, *self.shallow_heads.values()):
+            part.train(training)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +66,25 @@ class Forward:
 
     Attributes:
         h: activations (B, ...), detached.
-        loss: the exit's mean cross-entropy, nats.
-        n_correct: samples that the exit classified right.
+        loss: mean cross-entropy of the exit at the cut, nats.
+        n_correct: samples that it classified right.
+        shallow_correct: likewise of the exits before the cut, shallow first.
+        objective: what a training step descended: ``loss`` and all that a job adds to it.
     """
 
     h: torch.Tensor
     loss: float
     n_correct: int
+    shallow_correct: tuple[int, ...] = ()
+    objective: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The server's logits (B, K) of a batch's samples, where they are ``known`` (B,)."""
+
+    logits: torch.Tensor
+    known: torch.Tensor
 
 
 def make_optimizer(module: nn.Module, spec: OptimizerSpec) -> Sgd:
@@ -77,62 +107,124 @@ def build_device_model(
     optimizer: OptimizerSpec,
     seed: int,
     device: torch.device | str = "cpu",
+    all_exits: bool = False,
 ) -> DeviceModel:
-    """Build a device's segment and exit head, as the run's seed initialises them.
+    """Build a device's segment and exit heads, as the run's seed initialises them.
 
     Raises: ModelError, CutError: the job names a model, cut or head that does not exist.
     """
     segment = take_segment(build_network(model, seed=seed), cut)
-    shape = activation_shape(segment, model.input_shape)
-    head = build_exit_head(exit_head, activation_shape=shape, n_classes=model.n_classes, cut=cut, seed=seed)
-    both = nn.ModuleList([segment, head]).to(device)
-    return DeviceModel(segment, head, make_optimizer(both, optimizer), shape)
+    shapes = activation_shapes(segment, model.input_shape)
+    wanted = shapes if all_exits else {cut: shapes[cut]}
+    heads = {
+        stage: build_exit_head(
+            exit_head, activation_shape=shape, n_classes=model.n_classes, cut=stage, seed=seed
+        )
+        for stage, shape in wanted.items()
+    }
+    head = heads.pop(cut)
+    every = nn.ModuleList([segment, head, *heads.values()]).to(device)
+    return DeviceModel(segment, head, make_optimizer(every, optimizer), shapes[cut], heads)
 
 
-def device_step(model: DeviceModel, x: torch.Tensor, y: torch.Tensor, *, seed: int) -> Forward:
-    """Train segment and exit head on one batch.
+def device_step(
+    model: DeviceModel,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    seed: int,
+    among_exits: Distillation = NO_TEACHING,
+    from_server: Distillation = NO_TEACHING,
+    teacher: Teacher | None = None,
+) -> Forward:
+    """Train segment and exit heads on one batch.
 
     Args:
         model: changed in place.
         x: inputs (B, ...), normalised.
         y: labels (B,), int64.
         seed: of this batch's recipe; dropout draws from it.
+        among_exits: how much the exits teach each other.
+        from_server: how much ``teacher`` teaches each of them.
+        teacher: what the server said of these samples; None where it said nothing.
     Returns: activations and exit loss of the forward pass before the update.
     """
-    model.segment.train()
-    model.exit_head.train()
+    model.set_training(True)
     with seeded(seed):
-        h = model.segment(x)
-        logits = model.exit_head(h)
-    loss = cross_entropy(logits, y)
+        h, logits = _through_segment(model, x)
+    losses = [cross_entropy(of_exit, y) for of_exit in logits]
+    objective = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+    if among_exits.weight and len(logits) > 1:
+        objective = objective + _among(logits, among_exits)
+    if from_server.weight and teacher is not None:
+        for of_exit in logits:
+            objective = objective + distillation(of_exit, teacher.logits, from_server, known=teacher.known)
     model.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    objective.backward()  # type: ignore[no-untyped-call]
     model.optimizer.step()
-    return Forward(h.detach(), loss.item(), _n_correct(logits, y))
+    return _forward(h.detach(), logits, y, loss=losses[-1].item(), objective=objective.item())
 
 
 @torch.no_grad()
 def device_remake(model: DeviceModel, x: torch.Tensor, y: torch.Tensor, *, seed: int) -> Forward:
     """Make a batch again: the forward pass of :func:`device_step`, changing no parameter, buffer or generator."""
     buffers = {name: b.clone() for name, b in model.modules.named_buffers()}
-    model.segment.train()
-    model.exit_head.train()
+    model.set_training(True)
     with seeded(seed):
-        h = model.segment(x)
-        logits = model.exit_head(h)
+        h, logits = _through_segment(model, x)
     for name, buffer in model.modules.named_buffers():
         buffer.copy_(buffers[name])
-    return Forward(h, cross_entropy(logits, y).item(), _n_correct(logits, y))
+    return _forward(h, logits, y, loss=cross_entropy(logits[-1], y).item())
 
 
 @torch.no_grad()
 def device_eval(model: DeviceModel, x: torch.Tensor, y: torch.Tensor) -> Forward:
-    """Pass held-out samples through segment and exit in eval mode."""
-    model.segment.eval()
-    model.exit_head.eval()
-    h = model.segment(x)
-    logits = model.exit_head(h)
-    return Forward(h, cross_entropy(logits, y).item(), _n_correct(logits, y))
+    """Pass held-out samples through segment and exits in eval mode."""
+    model.set_training(False)
+    h, logits = _through_segment(model, x)
+    return _forward(h, logits, y, loss=cross_entropy(logits[-1], y).item())
+
+
+def distillation(
+    student: torch.Tensor, teacher: torch.Tensor, spec: Distillation, *, known: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What a teacher adds to a student's loss: ``w t^2 KL(teacher / t, student / t)``, mean over the batch.
+
+    Args:
+        student: logits (B, K).
+        teacher: logits (B, K); nothing flows back into them.
+        spec: weight w and temperature t.
+        known: (B,), the samples that the teacher knows; others add nothing. By default all.
+    Source: Hinton et al., arXiv 1503.02531; the factor t^2 keeps the gradient's size over temperatures.
+    """
+    student, teacher = (log_softmax(z / spec.temperature, 1) for z in (student, teacher.detach()))
+    of_sample = kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    if known is not None:
+        of_sample = torch.where(known, of_sample, 0.0)
+    return spec.weight * spec.temperature**2 * of_sample.mean()
+
+
+def _among(logits: Sequence[torch.Tensor], spec: Distillation) -> torch.Tensor:
+    """Every exit learns from every other, shallow ones from deep ones and back. Source: DepthFL, ICLR 2023."""
+    pairs = [(student, teacher) for student in logits for teacher in logits if student is not teacher]
+    return torch.stack([distillation(*pair, spec) for pair in pairs]).sum() / (len(logits) - 1)
+
+
+def _through_segment(model: DeviceModel, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Activations at the cut, and the logits of every exit, shallow first."""
+    h, logits = x, []
+    for stage, module in model.segment.named_children():
+        h = module(h)
+        if stage in model.shallow_heads:
+            logits.append(model.shallow_heads[stage](h))
+    return h, [*logits, model.exit_head(h)]
+
+
+def _forward(
+    h: torch.Tensor, logits: Sequence[torch.Tensor], y: torch.Tensor, *, loss: float, objective: float = 0.0
+) -> Forward:
+    *shallow, at_cut = (_n_correct(of_exit, y) for of_exit in logits)
+    return Forward(h, loss, at_cut, tuple(shallow), objective)
 
 
 def server_step(suffix: nn.Module, optimizer: Sgd, h: torch.Tensor, y: torch.Tensor, *, seed: int) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from coordinator.checkpoints import Checkpoints
+from device_agent.trainer import TAKEN
 from toolkit.nn.cut import take_suffix
 from toolkit.nn.datasets import Dataset
 from toolkit.nn.steps import build_device_model
@@ -112,10 +113,15 @@ def evaluate_run(path: Path, data: FleetData, *, compute: torch.device | str = "
     for device, job in state.jobs.items():
         own = path / "devices" / device / TRAINING_FILE
         model = build_device_model(
-            job.model, cut=job.cut, exit_head=job.exit_head, optimizer=job.optimizer, seed=job.seed
+            job.model,
+            cut=job.cut,
+            exit_head=job.exit_head,
+            optimizer=job.optimizer,
+            seed=job.seed,
+            all_exits=job.all_exits,
         )
         if own.exists():  # a device that was lost in its first round has nothing but what it began with
-            trained = load_tensors(own)
+            trained = {name: t for name, t in load_tensors(own).items() if not name.startswith(TAKEN)}
             del trained["cursor"]
             load_training_state(model.modules, model.optimizer, trained)
         digests[device] = digest_of(model.modules.state_dict())

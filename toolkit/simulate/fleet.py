@@ -143,6 +143,7 @@ class SimulatedFleet:
             measure=_refuse_to_measure,
             clock=clock,
             say=lambda _: None,
+            accept_weights="coordinator",  # whoever simulates owns every device
         )
         return member.agent
 

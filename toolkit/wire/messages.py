@@ -35,6 +35,7 @@ Codec = Literal["float32", "float16", "int8", "int64"]
 Compression = Literal["none", "zstd"]
 Phase = Literal["waiting", "training", "finished", "failed"]
 PayloadKind = Literal["train", "eval"]
+Acceptance = Literal["never", "coordinator"]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
@@ -72,6 +73,7 @@ class Hello(Message, frozen=True, kw_only=True):
     profile: Annotated[str, Meta(max_length=MAX_PROFILE_BYTES)] = ""
     trained_round: Count = 0
     trained_seq: Count = 0
+    accept_weights: Acceptance = "never"
 
 
 class Bye(Message, frozen=True, kw_only=True):
@@ -147,6 +149,7 @@ class Payload(Message, frozen=True, kw_only=True):
         segment_step: device steps made before this forward pass.
         remade: the forward pass was made again; activations may differ from the first rendering.
         sha256: of the body.
+        shallow_correct: likewise of the exits at the stages before the cut, shallow first, where there are any.
     """
 
     device: Name
@@ -163,11 +166,59 @@ class Payload(Message, frozen=True, kw_only=True):
     tensors: Annotated[list[TensorSpec], Meta(min_length=1, max_length=MAX_TENSORS)]
     sha256: Digest
     remade: bool = False
+    shallow_correct: Annotated[list[Count], Meta(max_length=MAX_TENSORS)] = []
 
     def __post_init__(self) -> None:
         if not 0 <= self.exit_loss < math.inf:
             msg = "exit_loss must be finite and not negative"
             raise ValueError(msg)
+
+
+class Weights(Message, frozen=True, kw_only=True):
+    """A device's segment and exits as they stand at the end of a round, at their place in its list.
+
+    Attributes:
+        segment_step: device steps made.
+        sha256: of the body.
+    """
+
+    device: Name
+    round: Positive
+    seq: Positive
+    term: Positive
+    incarnation: Positive
+    plan_version: Positive
+    cut: Annotated[str, Meta(min_length=1, max_length=256)]
+    segment_step: Count
+    tensors: Annotated[list[TensorSpec], Meta(min_length=1, max_length=MAX_TENSORS)]
+    sha256: Digest
+
+
+class Lowered(Message, frozen=True, kw_only=True):
+    """What the coordinator hands down to one device of what a round came to.
+
+    Attributes:
+        round: the closed round that it comes from.
+        sha256: of the body.
+    """
+
+    device: Name
+    round: Positive
+    term: Positive
+    incarnation: Positive
+    plan_version: Positive
+    tensors: Annotated[list[TensorSpec], Meta(max_length=MAX_TENSORS)]
+    sha256: Digest
+
+
+class Fetch(Message, frozen=True, kw_only=True):
+    """Device to coordinator: hand down what round ``round`` came to; what ``taken`` and earlier ones came to I have."""
+
+    device: Name
+    term: Positive
+    incarnation: Positive
+    round: Positive
+    taken: Count = 0
 
 
 class MeasureRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +252,8 @@ class State(Message, frozen=True, kw_only=True):
     """The only flow control: absolute and complete; a device obeys the highest ``(term, n)``.
 
     A device may send the seqs in ``[next, limit)`` of ``round``; ``watermark`` is the greatest (round, seq)
-    that is durable at the coordinator.
+    that is durable at the coordinator. ``lowered_round`` is the round whose results are handed down: a device that takes
+    them trains in no later round without; 0 where there are none.
     """
 
     term: Positive
@@ -216,6 +268,7 @@ class State(Message, frozen=True, kw_only=True):
     plan_version: Count
     round_left_s: float = 0.0
     detail: Text = ""
+    lowered_round: Count = 0
 
     def __post_init__(self) -> None:
         if self.next > self.limit or not 0 <= self.round_left_s < math.inf:
@@ -281,8 +334,8 @@ class Declined(Message, frozen=True, kw_only=True):
     message: Text
 
 
-UpMessage = Hello | Bye | Pace | Chunk
-DownMessage = Welcome | Assignment | State | Refusal | Fenced
+UpMessage = Hello | Bye | Pace | Chunk | Fetch
+DownMessage = Welcome | Assignment | State | Refusal | Fenced | Chunk
 AskMessage = Chunk
 AnswerMessage = Chunk | Declined
 AnyMessage = (
@@ -291,6 +344,9 @@ AnyMessage = (
     | Pace
     | Chunk
     | Payload
+    | Weights
+    | Lowered
+    | Fetch
     | Welcome
     | Assignment
     | State

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from toolkit.errors import LocalProtocolError, RemoteProtocolError
 from toolkit.wire import frames, tensors
 from toolkit.wire.limits import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, MIN_TRAIN_SAMPLES
-from toolkit.wire.messages import Payload, PayloadKind
+from toolkit.wire.messages import Payload, PayloadKind, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Batch:
         exit_correct: samples that the exit classified right.
         segment_step: device steps made before this forward pass.
         remade: the forward pass was made again.
+        shallow_correct: likewise of the exits before the cut, shallow first.
     """
 
     kind: PayloadKind
@@ -37,6 +38,7 @@ class Batch:
     exit_correct: int
     segment_step: int
     remade: bool = False
+    shallow_correct: tuple[int, ...] = ()
 
 
 class PayloadAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +87,7 @@ def encode(address: PayloadAddress, batch: Batch, codec: str) -> bytearray:
             exit_loss=batch.exit_loss,
             exit_correct=batch.exit_correct,
             remade=batch.remade,
+            shallow_correct=list(batch.shallow_correct),
             tensors=[tensor.spec for tensor in encoded],
             sha256=digest.digest(),
         )
@@ -96,16 +99,27 @@ def encode(address: PayloadAddress, batch: Batch, codec: str) -> bytearray:
 
 
 def decode(frame: frames.Buffer, *, device: str) -> tuple[Payload, memoryview]:
-    """Read a payload frame and check that it is whole and the sender's own.
+    """Read the frame of a batch as :func:`decode_up` does.
+
+    Raises: RemoteProtocolError: damaged, it names another device, or it is no batch.
+    """
+    header, body = decode_up(frame, device=device)
+    if not isinstance(header, Payload):
+        raise RemoteProtocolError(f"Device {device!r} sent {type(header).__name__}, not a batch.")
+    return header, body
+
+
+def decode_up(frame: frames.Buffer, *, device: str) -> tuple[Payload | Weights, memoryview]:
+    """Read the frame of a batch or of weights, and check that it is whole and the sender's own.
 
     Args:
         frame: as assembled from chunks.
         device: the sender, as the topic names it.
-    Returns: the header, and its body for :func:`to_batch`.
+    Returns: the header, and its body for :func:`to_batch` or :func:`toolkit.wire.weights.to_weights`.
     Raises: RemoteProtocolError: damaged, or it names another device.
     """
     header, body = frames.decode(frame)
-    if not isinstance(header, Payload):
+    if not isinstance(header, Payload | Weights):
         raise RemoteProtocolError(
             f"Chunks of device {device!r} held a {type(header).__name__}, not a payload."
         )
@@ -143,7 +157,7 @@ def to_batch(
         )
     # PROTOCOL.md 6: "A training batch MUST have at least two samples, and no batch more than the job says."
     least = MIN_TRAIN_SAMPLES if header.kind == "train" else 1
-    if not least <= n <= batch_size or header.exit_correct > n:
+    if not least <= n <= batch_size or max([header.exit_correct, *header.shallow_correct]) > n:
         raise RemoteProtocolError(
             f"A payload holds {n} samples, {header.exit_correct} of them right; its job asks for {least}..{batch_size}."
         )
@@ -159,4 +173,5 @@ def to_batch(
         exit_correct=header.exit_correct,
         segment_step=header.segment_step,
         remade=header.remade,
+        shallow_correct=tuple(header.shallow_correct),
     )
