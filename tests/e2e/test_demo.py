@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from tests.e2e.processes import wait_until
+from toolkit.plan.schema import read_plan
 
 BOARDS = ["small", "middle", "strong"]
 DEMO = """
@@ -52,8 +53,11 @@ def test_two_rounds_and_the_offline_answers_equal_the_trained_model(hsee):
         assert board["offline"] == board["trained"]
         assert board["n_samples"] > 0
         assert 0 < board["server"] <= 1
-    assert {board["cut"] for board in told["boards"]} > {"stem"}
     run = the_run(hsee)
+    # What the planner made of times that were measured here: which cuts these are is the machine's affair.
+    plan = read_plan(run / "plan.toml")
+    assert {board["board"]: board["cut"] for board in told["boards"]} == plan.cuts
+    assert all(device.reason and device.known == "emulated" for device in plan.devices)
     assert told["run"] == f"runs/{run.name}"
     for name in (
         "config.toml",
