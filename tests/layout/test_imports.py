@@ -73,6 +73,10 @@ def test_one_place_only_imports(package, place):
     assert importers_of(package) == {place}
 
 
+def test_one_room_only_draws():
+    assert {place.rpartition("/")[0] for place in importers_of("matplotlib")} == {"toolkit/plots"}
+
+
 @pytest.mark.parametrize(
     "package", ["pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"]
 )

@@ -6,7 +6,8 @@ import pytest
 from toolkit.export.temperature import fit_temperature
 from toolkit.runtime.exit_policy import accepts
 from toolkit.simulate.evaluate import Answers, DeviceAnswers, EvaluatedRun
-from toolkit.simulate.inference import keep_inference, kept_inference, trace_inference
+from toolkit.simulate.inference import trace_inference
+from toolkit.simulate.results import keep_inference, kept_inference
 from toolkit.wire.job import Job, ModelSpec
 from toolkit.wire.tensors import activation_bytes
 

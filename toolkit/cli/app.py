@@ -20,6 +20,7 @@ from toolkit.cli import (
     invite_commands,
     model_commands,
     profile_commands,
+    run_show,
     serve_commands,
     simulate_commands,
 )
@@ -70,6 +71,7 @@ app.command()(simulate_commands.simulate)
 coordinator_commands.app.command()(serve_commands.serve)
 app.add_typer(agent_commands.app, name="agent")
 app.add_typer(coordinator_commands.app, name="coordinator")
+coordinator_commands.run_app.command()(run_show.show)
 app.add_typer(coordinator_commands.run_app, name="run")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(model_commands.app, name="model")

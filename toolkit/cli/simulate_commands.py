@@ -11,13 +11,14 @@ import typer
 
 from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json, table
+from toolkit.cli.run_show import check_format, draw_pictures, pictures_as_json, say_pictures
 from toolkit.errors import ConfigError, UsageError, did_you_mean, require
 from toolkit.wire.topics import check_name
 
 if TYPE_CHECKING:
     from coordinator.events import RunEvent
-    from toolkit.simulate.inference import InferencePoint
-    from toolkit.simulate.results import SeedResult, Spread, Summary
+    from toolkit.plots.draw import Drawn
+    from toolkit.simulate.results import InferencePoint, SeedResult, Spread, Summary
     from toolkit.simulate.scenario import Scenario
 
 BYTES_PER_MB = 1e6
@@ -99,6 +100,10 @@ def simulate(  # noqa: PLR0913 - a command's options
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; the same one takes a killed simulation up.")
     ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where pictures go; default: pictures in the folder.")
+    ] = None,
+    picture_format: Annotated[str, typer.Option("--format", help="Of the pictures: svg or png.")] = "svg",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: run.lr=0.01.")
     ] = None,
@@ -109,6 +114,7 @@ def simulate(  # noqa: PLR0913 - a command's options
     Example: hsee simulate --devices 12 --data digits --cuts stem,layer1,layer2 --rounds 10 --seeds 3
     """
     require("torch", part="coordinator", purpose="A simulation")
+    check_format(picture_format)
     from toolkit.config import load_config
 
     config = load_config(
@@ -148,7 +154,8 @@ def simulate(  # noqa: PLR0913 - a command's options
     except KeyboardInterrupt:
         progress.say(f"Interrupted. The same command with -o {folder} goes on from the last closed round.")
         raise
-    _conclude(scenario, results, folder, as_json=json)
+    drawn = draw_pictures(folder, pictures, picture_format)
+    _conclude(scenario, results, folder, drawn, as_json=json)
 
 
 class _Progress:
@@ -257,12 +264,22 @@ def _choice(flag: str, value: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def _conclude(scenario: Scenario, results: list[SeedResult], folder: Path, *, as_json: bool) -> None:
+def _conclude(
+    scenario: Scenario, results: list[SeedResult], folder: Path, drawn: Drawn, *, as_json: bool
+) -> None:
     from toolkit.simulate.results import summarise
 
     summary = summarise(results)
     if as_json:
-        emit_json({"folder": folder, "scenario": scenario, "summary": summary, "seeds": results})
+        emit_json(
+            {
+                "folder": folder,
+                "scenario": scenario,
+                "summary": summary,
+                "seeds": results,
+                **pictures_as_json(drawn),
+            }
+        )
         return
     rows = [
         [
@@ -294,6 +311,7 @@ def _conclude(scenario: Scenario, results: list[SeedResult], folder: Path, *, as
     )
     _print_summary(summary, results[0])
     _print_thresholds(results)
+    say_pictures(drawn)
     typer.echo(f"Everything is in {folder}")
 
 

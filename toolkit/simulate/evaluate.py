@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,17 +22,11 @@ from toolkit.nn.zoo import build_network
 from toolkit.runtime.preprocess import normalise
 from toolkit.simulate.actors import TRAINING_FILE
 from toolkit.simulate.data import FleetData
+from toolkit.simulate.results import Accuracy
 from toolkit.wire import tensors
 from toolkit.wire.job import Job
 
 EVAL_BATCH = 256
-
-
-class Accuracy(msgspec.Struct, frozen=True):
-    """Of one route: share of right answers on the device's own held-out samples, and on the common test set."""
-
-    own: float
-    common: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

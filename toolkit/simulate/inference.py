@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from math import prod
-from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from toolkit.bundle.manifest import CurvePoint
-from toolkit.disk import write_atomically
 from toolkit.export.drop_bound import samples_needed
 from toolkit.export.graph import count_macs
 from toolkit.export.temperature import fit_temperature
@@ -27,56 +24,11 @@ from toolkit.nn.exit_head import build_exit_head
 from toolkit.nn.zoo import build_network
 from toolkit.runtime.exit_policy import gauge, probabilities
 from toolkit.simulate.evaluate import Answers, EvaluatedRun
+from toolkit.simulate.results import CutInference, InferencePoint
 from toolkit.wire.job import Job
 from toolkit.wire.tensors import activation_bytes
 
-INFERENCE_FILE = "inference.json"
 KIND = "entropy"
-
-
-class InferencePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What a threshold comes to.
-
-    Attributes:
-        threshold: a sample leaves at the exit below this normalised entropy.
-        exit_rate: share that leaves there.
-        accuracy: of all answers, the exit's and the server's.
-        drop: points of accuracy lost against the server's route alone; ``drop_upper`` is its upper 95 % bound.
-        device_macs: multiply-accumulates a sample on the device; ``server_macs`` at the server, mean over samples.
-        up_bytes: of activations, mean over samples.
-    """
-
-    threshold: float
-    exit_rate: float
-    accuracy: float
-    drop: float
-    drop_upper: float
-    device_macs: int
-    server_macs: float
-    up_bytes: float
-
-
-class CutInference(msgspec.Struct, frozen=True, kw_only=True):
-    """All devices with one cut.
-
-    Attributes:
-        cut: their cut layer.
-        n_held_out: their own held-out samples together; ``held_out`` is the curve on them, strictest threshold first.
-        n_test: samples of the common test set times devices; ``test`` is the curve on them, empty where there is none.
-        target_drop: points that might be lost.
-        chosen: place of the threshold that keeps the target on the held-out samples; None where none does.
-        why_none: says so then.
-    """
-
-    cut: str
-    devices: list[str]
-    n_held_out: int
-    held_out: list[InferencePoint]
-    n_test: int
-    test: list[InferencePoint]
-    target_drop: float
-    chosen: int | None
-    why_none: str
 
 
 def trace_inference(run: EvaluatedRun, *, target_drop: float) -> list[CutInference]:
@@ -90,17 +42,6 @@ def trace_inference(run: EvaluatedRun, *, target_drop: float) -> list[CutInferen
     for device, job in run.jobs.items():
         by_cut.setdefault(job.cut, []).append(device)
     return [_trace_cut(run, cut, devices, target_drop) for cut, devices in by_cut.items()]
-
-
-def keep_inference(folder: Path, curves: Sequence[CutInference]) -> None:
-    """Write the curves into a run's folder."""
-    write_atomically(folder / INFERENCE_FILE, msgspec.json.encode(curves))
-
-
-def kept_inference(folder: Path) -> list[CutInference]:
-    """Read the curves of a run's folder; none where it has none."""
-    path = folder / INFERENCE_FILE
-    return msgspec.json.decode(path.read_bytes(), type=list[CutInference]) if path.exists() else []
 
 
 def _trace_cut(run: EvaluatedRun, cut: str, devices: list[str], target_drop: float) -> CutInference:
@@ -137,6 +78,9 @@ def _trace_cut(run: EvaluatedRun, cut: str, devices: list[str], target_drop: flo
     return CutInference(
         cut=cut,
         devices=devices,
+        device_macs=device_macs,
+        server_macs=server_macs,
+        activation_bytes=n_bytes,
         n_held_out=n_held_out,
         held_out=held_out,
         n_test=sum(len(answers.labels) for answers in common.values()),

@@ -1,4 +1,4 @@
-"""What simulations came to: a seed, and several of them together."""
+"""What simulations came to: a seed, and several of them together. Light: reading results loads no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from pathlib import Path
 import msgspec
 
 from toolkit.disk import write_atomically
-from toolkit.simulate.evaluate import Accuracy
-from toolkit.simulate.inference import CutInference, InferencePoint
 
-_FILE = "result.json"
+RESULT_FILE = "result.json"
+INFERENCE_FILE = "inference.json"
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """Of one route: share of right answers on the device's own held-out samples, and on the common test set."""
+
+    own: float
+    common: float | None = None
 
 
 class DeviceResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +41,56 @@ class DeviceResult(msgspec.Struct, frozen=True, kw_only=True):
     down_bytes: int
     compute_s: float
     digest: str
+
+
+class InferencePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a threshold comes to.
+
+    Attributes:
+        threshold: a sample leaves at the exit below this normalised entropy.
+        exit_rate: share that leaves there.
+        accuracy: of all answers, the exit's and the server's.
+        drop: points of accuracy lost against the server's route alone; ``drop_upper`` is its upper 95 % bound.
+        device_macs: multiply-accumulates a sample on the device; ``server_macs`` at the server, mean over samples.
+        up_bytes: of activations, mean over samples.
+    """
+
+    threshold: float
+    exit_rate: float
+    accuracy: float
+    drop: float
+    drop_upper: float
+    device_macs: int
+    server_macs: float
+    up_bytes: float
+
+
+class CutInference(msgspec.Struct, frozen=True, kw_only=True):
+    """All devices with one cut.
+
+    Attributes:
+        cut: their cut layer.
+        device_macs: multiply-accumulates of one sample there, exit included; ``server_macs`` behind the cut.
+        activation_bytes: of one sample.
+        n_held_out: their own held-out samples together; ``held_out`` is the curve on them, strictest threshold first.
+        n_test: samples of the common test set times devices; ``test`` is the curve on them, empty where there is none.
+        target_drop: points that might be lost.
+        chosen: place of the threshold that keeps the target on the held-out samples; None where none does.
+        why_none: says so then.
+    """
+
+    cut: str
+    devices: list[str]
+    device_macs: int
+    server_macs: int
+    activation_bytes: int
+    n_held_out: int
+    held_out: list[InferencePoint]
+    n_test: int
+    test: list[InferencePoint]
+    target_drop: float
+    chosen: int | None
+    why_none: str
 
 
 class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,13 +196,24 @@ def inference_at(curve: CutInference) -> Calibrated:
 
 def keep_result(folder: Path, result: SeedResult) -> None:
     """Write a finished run's result into its folder."""
-    write_atomically(folder / _FILE, msgspec.json.format(msgspec.json.encode(result), indent=1))
+    write_atomically(folder / RESULT_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1))
 
 
 def kept_result(folder: Path) -> SeedResult | None:
     """Read the result of a finished run; None where there is none."""
-    path = folder / _FILE
+    path = folder / RESULT_FILE
     return msgspec.json.decode(path.read_bytes(), type=SeedResult) if path.exists() else None
+
+
+def keep_inference(folder: Path, curves: Sequence[CutInference]) -> None:
+    """Write the curves into a run's folder."""
+    write_atomically(folder / INFERENCE_FILE, msgspec.json.encode(curves))
+
+
+def kept_inference(folder: Path) -> list[CutInference]:
+    """Read the curves of a run's folder; none where it has none."""
+    path = folder / INFERENCE_FILE
+    return msgspec.json.decode(path.read_bytes(), type=list[CutInference]) if path.exists() else []
 
 
 def _spread(values: Sequence[float]) -> Spread:

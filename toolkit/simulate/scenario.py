@@ -9,7 +9,7 @@ import msgspec
 
 from toolkit.config import Run
 from toolkit.disk import write_atomically
-from toolkit.errors import CheckpointError, RunError, UsageError
+from toolkit.errors import CheckpointError, RunError, UsageError, writing
 
 Transport = Literal["memory", "mqtt"]
 Baseline = Literal["centralised", "local", "fedavg", "splitfed-shared", "splitfed-per-device"]
@@ -64,25 +64,33 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, run=msgspec.structs.replace(self.run, seed=seed))
 
 
-def keep_scenario(folder: Path, scenario: Scenario) -> None:
-    """Write the scenario into its folder; one that is there must be the same.
+def check_folder(folder: Path, scenario: Scenario) -> None:
+    """Check that a folder can take this simulation: it holds this very one, or nothing.
 
-    Raises: RunError: the folder holds another simulation. UsageError: it holds something else.
+    Raises: RunError: it holds another simulation. UsageError: it holds something else. CheckpointError: damaged.
     """
-    path = folder / _FILE
-    if path.exists():
+    if (folder / _FILE).exists():
         if read_scenario(folder) != scenario:
             raise RunError(
                 f"{folder} holds another simulation.",
                 hint="The same command takes it up again; for another one choose another folder (-o).",
             )
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()):
         raise UsageError(
             f"{folder} is not empty and holds no simulation.", hint="Choose another folder (-o)."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(scenario), indent=1))
+
+
+def keep_scenario(folder: Path, scenario: Scenario) -> None:
+    """Write the scenario into its folder, which is made if missing.
+
+    Raises: MachineError: the disk refuses it.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(scenario), indent=1))
 
 
 def read_scenario(folder: Path) -> Scenario:

@@ -17,10 +17,17 @@ from toolkit.simulate.baselines.harness import train_baseline
 from toolkit.simulate.data import FleetData, keep_division, load_fleet_data
 from toolkit.simulate.evaluate import evaluate_run
 from toolkit.simulate.fleet import SimulatedFleet
-from toolkit.simulate.inference import keep_inference, trace_inference
+from toolkit.simulate.inference import trace_inference
 from toolkit.simulate.mqtt_run import run_over_mqtt
-from toolkit.simulate.results import DeviceResult, SeedResult, inference_at, keep_result, kept_result
-from toolkit.simulate.scenario import Scenario, keep_scenario
+from toolkit.simulate.results import (
+    DeviceResult,
+    SeedResult,
+    inference_at,
+    keep_inference,
+    keep_result,
+    kept_result,
+)
+from toolkit.simulate.scenario import Scenario, check_folder, keep_scenario
 from toolkit.simulate.virtual_run import run_virtually
 
 Observe = Callable[[RunEvent], None]
@@ -42,24 +49,25 @@ def simulate(
     Raises: HseeError: the scenario makes no sense, or a run can't go on.
     """
     _check(scenario)
-    keep_scenario(folder, scenario)
+    check_folder(folder, scenario)
     torch.set_num_threads(scenario.run.threads)
     results = []
     for index in range(n_seeds):
         of_seed = scenario.with_seed(scenario.run.seed + index)
         path = folder if n_seeds == 1 else folder / f"seed-{of_seed.run.seed}"
-        path.mkdir(exist_ok=True)
         result = kept_result(path)
         if result is None:
+            data = load_fleet_data(of_seed)  # before anything is written: most that is wrong shows here
+            keep_scenario(folder, scenario)
             with without_sync():
-                result = _run_seed(of_seed, path, observe, broker)
+                result = _run_seed(of_seed, data, path, observe, broker)
             keep_result(path, result)
         results.append(result)
     return results
 
 
-def _run_seed(scenario: Scenario, path: Path, observe: Observe, broker: str) -> SeedResult:
-    data = load_fleet_data(scenario)
+def _run_seed(scenario: Scenario, data: FleetData, path: Path, observe: Observe, broker: str) -> SeedResult:
+    path.mkdir(exist_ok=True)
     keep_division(path, data.division)
     if data.division.warning:
         observe(Notice(data.division.warning))
