@@ -147,6 +147,18 @@ class BundleDigestError(BundleError):
     code = "HSEE-E141"
 
 
+class BundleMissingError(BundleError, FileNotFoundError):
+    """A bundle has no such file."""
+
+    code = "HSEE-E143"
+
+
+class BundleSignatureError(BundleError, PermissionError):
+    """A bundle is not what the pinned operator's key signed, or not for this device; facts: key."""
+
+    code = "HSEE-E142"
+
+
 class RunError(HseeError):
     """A run can't start, go on, or be read."""
 

@@ -12,9 +12,9 @@ import struct
 import zipfile
 from pathlib import Path
 
-from toolkit.bundle.folder import Bundle, open_bundle
+from toolkit.bundle.folder import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, Bundle, open_bundle
 from toolkit.bundle.manifest import MANIFEST_FILE, MAX_FILES, MAX_MANIFEST_BYTES
-from toolkit.errors import BundleError, MachineError
+from toolkit.errors import BundleError, BundleMissingError, MachineError
 
 SUFFIX = ".hsee"
 MAX_ARCHIVE_BYTES = 2**32 - 2**20
@@ -29,13 +29,16 @@ _UNIX, _MODE = 3, 0o644 << 16
 _ENCRYPTED = 1
 
 
-def write_archive(bundle: Bundle, path: Path, *, replace: bool = False) -> Path:
+def write_archive(
+    bundle: Bundle, path: Path, *, replace: bool = False, signature: bytes | None = None
+) -> Path:
     """Write a bundle as one file, atomically; nothing in it depends on when or where.
 
     Args:
         bundle: opened, so checked; each file is checked again as it is read.
         path: of the archive to be.
         replace: take the place of a file that lies there already.
+        signature: instead of the bundle's own, if it has one.
     Returns: ``path``.
 
     Raises:
@@ -54,6 +57,9 @@ def write_archive(bundle: Bundle, path: Path, *, replace: bool = False) -> Path:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 manifest = bundle.fetch(MANIFEST_FILE, MAX_MANIFEST_BYTES)
                 archive.writestr(_member(MANIFEST_FILE), manifest)
+                signature = signature or bundle.fetch_signature(MAX_SIGNATURE_BYTES)
+                if signature is not None:
+                    archive.writestr(_member(SIGNATURE_FILE), signature)
                 for name in sorted(bundle.manifest.files):
                     archive.writestr(_member(name), bundle.read(name))
             file.flush()
@@ -70,7 +76,7 @@ def write_archive(bundle: Bundle, path: Path, *, replace: bool = False) -> Path:
 
 
 class ArchiveFiles:
-    """The files of an archive, read one at a time.
+    """The files of an archive, read one at a time; they stay the same ones though another takes the archive's place.
 
     Args:
         path: of the archive.
@@ -79,6 +85,11 @@ class ArchiveFiles:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        try:
+            self._file = path.open("rb")
+        except OSError as exc:
+            raise self._refused(exc.strerror or str(exc)) from exc
+        self._check_end()
         with self._opened() as archive:
             members = archive.infolist()
             names = [member.filename for member in members]
@@ -98,7 +109,7 @@ class ArchiveFiles:
         """
         size = self._sizes.get(name)
         if size is None:
-            raise BundleError(
+            raise BundleMissingError(
                 f"{self._path} holds no {name}.",
                 hint="This is not a bundle, or not a whole one: export or copy it again.",
                 file=name,
@@ -113,28 +124,29 @@ class ArchiveFiles:
             except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as exc:
                 raise self._refused(f"{name} can't be read from it: {exc}") from exc
 
+    def __del__(self) -> None:
+        """Let the archive go with whoever read from it."""
+        if file := vars(self).get("_file"):
+            file.close()
+
     def _opened(self) -> zipfile.ZipFile:
         try:
-            self._check_end()
-            return zipfile.ZipFile(self._path)
-        except BundleError:
-            raise
+            return zipfile.ZipFile(self._file)
         except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError) as exc:
             raise self._refused(str(exc)) from exc
 
     def _check_end(self) -> None:
         """Refuse by the last bytes what would cost memory to parse: a long directory, zip64, a comment."""
-        with self._path.open("rb") as file:
-            n_bytes = file.seek(0, io.SEEK_END)
-            if not _END.size <= n_bytes <= MAX_ARCHIVE_BYTES:
-                raise self._refused(f"it has {n_bytes} bytes")
-            tail = min(n_bytes, _END.size + _ZIP64_LOCATOR_BYTES)
-            file.seek(-tail, io.SEEK_END)
-            last = file.read(tail)
+        n_bytes = self._file.seek(0, io.SEEK_END)
+        if not _END.size <= n_bytes <= MAX_ARCHIVE_BYTES:
+            raise self._refused(f"it has {n_bytes} bytes")
+        tail = min(n_bytes, _END.size + _ZIP64_LOCATOR_BYTES)
+        self._file.seek(-tail, io.SEEK_END)
+        last = self._file.read(tail)
         magic, _, _, _, n_members, directory_bytes, _, n_comment = _END.unpack(last[-_END.size :])
         if magic != _END_MAGIC or n_comment or last.startswith(_ZIP64_MAGIC):
             raise self._refused("it does not end as one")
-        if n_members > MAX_FILES + 1 or directory_bytes > _MAX_DIRECTORY_BYTES:
+        if n_members > MAX_FILES + 2 or directory_bytes > _MAX_DIRECTORY_BYTES:
             raise self._refused(f"it lists {n_members} files in {directory_bytes} bytes")
 
     def _refused(self, why: str) -> BundleError:

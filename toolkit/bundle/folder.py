@@ -27,7 +27,10 @@ from toolkit.bundle.manifest import (
     encode_manifest,
 )
 from toolkit.disk import sync_folder
-from toolkit.errors import BundleDigestError, BundleError, MachineError
+from toolkit.errors import BundleDigestError, BundleError, BundleMissingError, MachineError
+
+SIGNATURE_FILE = "manifest.sig"
+MAX_SIGNATURE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,16 @@ class Bundle:
     manifest: Manifest
     digest: str
     fetch: Callable[[str, int], bytes]
+
+    def fetch_signature(self, at_most: int) -> bytes | None:
+        """Read ``manifest.sig``, which no manifest names; None where there is none.
+
+        Raises: BundleError: it is larger than ``at_most``, or no plain file.
+        """
+        try:
+            return self.fetch(SIGNATURE_FILE, at_most)
+        except BundleMissingError:
+            return None
 
     def read(self, name: str) -> bytes:
         """Read a file of the bundle; what is returned is what was checked.
@@ -206,7 +219,7 @@ def _read_plain(path: Path, *, at_most: int) -> bytes:
         with path.open("rb") as file:
             return file.read(at_most + 1)
     except FileNotFoundError as exc:
-        raise BundleError(
+        raise BundleMissingError(
             f"{path} is missing.",
             hint="This is not a bundle, or not a whole one: export or copy it again.",
             file=path.name,

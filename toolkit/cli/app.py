@@ -10,6 +10,7 @@ import toolkit
 from toolkit.cli import (
     agent_commands,
     broker_commands,
+    bundle_commands,
     calibrate_commands,
     config_commands,
     coordinator_commands,
@@ -77,3 +78,4 @@ app.add_typer(config_commands.app, name="config")
 app.add_typer(model_commands.app, name="model")
 broker_commands.app.command()(invite_commands.invite)
 app.add_typer(broker_commands.app, name="broker")
+app.add_typer(bundle_commands.app, name="bundle")

@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.bundle.folder import open_bundle
+from toolkit.bundle.folder import Bundle, open_bundle
 from toolkit.bundle.manifest import Manifest, VariantName
-from toolkit.errors import HseeError, MachineError, UsageError, report_error
+from toolkit.bundle.signature import check_signature, pinned_key
+from toolkit.errors import BundleSignatureError, HseeError, MachineError, UsageError, report_error
 from toolkit.runtime.cascade import Answer, Answers, Begun, Cascade, Reply
 from toolkit.runtime.exit_policy import POLICIES
 from toolkit.runtime.preprocess import n_far_outside
@@ -115,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--no-labels", action="store_true", help="do not look at labels, so do not report accuracy"
+    )
+    parser.add_argument(
+        "--allow-unsigned",
+        action="store_true",
+        help="on a board that trusts an operator: run a bundle that this operator did not sign",
     )
     parser.add_argument(
         "--json", action="store_true", help="one JSON object on standard output, nothing else"
@@ -276,6 +282,8 @@ class _Report:
 
 def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
     bundle = open_bundle(options.bundle)
+    if not options.allow_unsigned:
+        _check_trusted(bundle)
     offloading = _offloading(options, bundle.manifest, connect)
     try:
         cascade = Cascade(
@@ -306,6 +314,24 @@ def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
     finally:
         if offloading is not None:
             offloading.close()
+
+
+def _check_trusted(bundle: Bundle) -> None:
+    """Where this board trusts an operator, take only what that one signed; whom it is for is not asked of a user.
+
+    Raises: BundleSignatureError: it is not signed, or not by this one.
+    """
+    key = pinned_key()
+    if key is None:
+        return
+    try:
+        check_signature(bundle, key)
+    except BundleSignatureError as exc:
+        raise BundleSignatureError(
+            exc.message,
+            hint=f"{exc.hint} To run it all the same, this once: --allow-unsigned".strip(),
+            **exc.facts,
+        ) from exc
 
 
 def _offloading(
