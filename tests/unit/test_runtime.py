@@ -226,8 +226,9 @@ def test_logits_that_overflow_name_the_sample(tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"no model", "can't load"),
-        (scaling_onnx(1.0)[:-20], "can't load"),
+        (b"no model", "is no ONNX file"),
+        (scaling_onnx(1.0)[:-20], "is no ONNX file"),
+        (scaling_onnx(1.0).replace(b"Mul", b"Abs"), "can't load"),
         (scaling_onnx(1.0, takes="picture"), "no input 'image', only picture"),
         (scaling_onnx(1.0, width=4), r"shape \['batch', 4\], not a free batch axis and then \[3\]"),
         (scaling_onnx(1.0, batch=1), "not a free batch axis"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from toolkit.bundle.manifest import Port, Segment
+from toolkit.bundle.onnx_check import check_onnx
 from toolkit.errors import BundleError, MachineError, ShapeError
 
 # ONNX Runtime's exceptions have no common base but Exception.
@@ -35,10 +36,12 @@ class OnnxSegment:
         record: what the manifest says of it.
         where: what messages call it.
         threads: that compute one operator together.
-    Raises: BundleError: ONNX Runtime can't load the file, or its inputs and outputs are not those of the manifest.
+    Raises: BundleError: the file is no segment's, ONNX Runtime can't load it, or its inputs and outputs are not those of
+        the manifest.
     """
 
     def __init__(self, content: bytes, record: Segment, *, where: str, threads: int = 1) -> None:
+        check_onnx(content, where=where)
         self.record = record
         self._where = where
         options = ort.SessionOptions()
