@@ -24,8 +24,6 @@ from toolkit.wire.topics import Topics
 
 BUDGET_BYTES = 64 * 1024 * 1024
 """Questions held, whole and in pieces, all boards together."""
-SHARE_BYTES = 2 * MAX_ASK_BYTES
-"""Pieces of one board's questions; one that sends more loses them."""
 MAX_WAITING = 1024
 MAX_SAMPLES_A_PASS = 256
 STALE_PIECES_S = 10.0
@@ -103,15 +101,10 @@ class OffloadService(Service):
         chunk, body = frames.decode(payload)
         if not isinstance(chunk, Chunk):
             raise RemoteProtocolError(f"A board does not ask with a {type(chunk).__name__}.")
-        if chunk.total_bytes > MAX_ASK_BYTES:
-            raise RemoteProtocolError(f"A question of {chunk.total_bytes} bytes exceeds {MAX_ASK_BYTES}.")
         now = self._clock()
-        pieces = self._pieces.setdefault(device, _Pieces(chunks.Assembler(), now))
+        pieces = self._pieces.setdefault(device, _Pieces(chunks.Assembler(MAX_ASK_BYTES), now))
         pieces.heard = now
-        if pieces.assembler.held_bytes + len(body) > SHARE_BYTES:
-            del self._pieces[device]
-            self.n_dropped += 1
-        elif self.held_bytes + len(body) > self._budget_bytes:
+        if self.held_bytes + len(body) > self._budget_bytes:
             self.n_dropped += 1
         else:
             whole = pieces.assembler.add(chunk, body)

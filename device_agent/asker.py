@@ -125,7 +125,7 @@ class Asker:
         self._probe_at = 0.0
         self._connected = False
         self._closing = False
-        self._assembler = chunks.Assembler()
+        self._assembler = chunks.Assembler(MAX_ASK_BYTES)
         self._hearer = threading.Thread(target=self._hear, name="hsee-answers", daemon=True)
         self.lost_because = ""
         self.facts = OffloadFacts()
@@ -253,8 +253,6 @@ class Asker:
                 self._n_silent = 0
                 self._end(question, f"declined: {message.message}")
             case Chunk():
-                if message.total_bytes > MAX_ASK_BYTES:
-                    raise RemoteProtocolError(f"An answer of {message.total_bytes} bytes.")
                 whole = self._assembler.add(message, body)
                 if whole is not None:
                     self._on_answer(whole)

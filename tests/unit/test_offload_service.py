@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coordinator import offload
-from coordinator.offload import SHARE_BYTES, STALE_PIECES_S, OffloadService
+from coordinator.offload import STALE_PIECES_S, OffloadService
 from coordinator.routes import Served
 from toolkit.errors import CheckpointError, RemoteProtocolError
 from toolkit.wire import chunks, frames, questions
@@ -173,7 +173,7 @@ def test_the_queue_is_bounded(rig, monkeypatch):
 
 
 def test_bytes_are_bounded_over_all_boards_and_for_each():
-    budget = SHARE_BYTES * 3
+    budget = MAX_ASK_BYTES * 6
     rig = Rig(budget_bytes=budget)
     for board in range(8):
         for n in range(4):

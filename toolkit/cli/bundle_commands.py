@@ -12,7 +12,6 @@ import typer
 from toolkit.cli.options import Json
 from toolkit.cli.output import emit_json
 
-SECONDS_A_DAY = 86_400
 app = typer.Typer(no_args_is_help=True, help="Bundles: signed, checked, shown.")
 Place = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: its folder or its archive.")]
 
@@ -163,6 +162,74 @@ def show(bundle: Place, *, json: Json = False) -> None:
         emit_json(facts)
         return
     typer.echo("\n".join(lines))
+
+
+@app.command()
+def install(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .hsee file.")],
+    *,
+    into: Annotated[Path, typer.Option(metavar="DIR", help="The board's place; hsee infer DIR runs it.")],
+    device: Annotated[
+        str, typer.Option("--id", help="This board's device id; asked for where the bundle is signed.")
+    ] = "",
+    max_mb: Annotated[int, typer.Option(min=1, help="The largest archive that is looked at.")] = 512,
+    again: Annotated[
+        bool, typer.Option("--again", help="One that went back before, or of a lower release than was here.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Put a new bundle in place of the one that runs: checked and tested first, by one rename, while inference goes on.
+
+    It is on trial until it has answered: if it never does, hsee infer goes back to the one before by itself.
+
+    Example: hsee bundle install hall-camera.hsee --into /var/lib/hsee/bundle
+    """
+    from device_agent.identity import device_id
+    from toolkit.bundle.signature import pinned_key
+    from toolkit.config import load_config
+    from toolkit.runtime.installing import install as install_bundle
+
+    done = install_bundle(
+        archive,
+        into,
+        device=device_id(device or load_config({}).device.id),
+        key=pinned_key(),
+        max_bytes=max_mb * 1024**2,
+        again=again,
+    )
+    if json:
+        emit_json({"installed": done})
+        return
+    typer.echo(f"{done.place}  {done.digest[:16]}: {done.found}")
+    if done.statement is not None:
+        typer.echo(
+            f"release {done.statement.release}, {age_in_words(done.statement.age_days(datetime.now(UTC)))}"
+        )
+
+
+@app.command()
+def revert(
+    into: Annotated[Path, typer.Argument(metavar="DIR", help="The board's place.")], *, json: Json = False
+) -> None:
+    """Go back to the bundle before the one that runs.
+
+    Example: hsee bundle revert /var/lib/hsee/bundle
+    """
+    from toolkit.bundle.folder import open_bundle
+    from toolkit.bundle.place import Place
+    from toolkit.errors import BundleError
+
+    place = Place(into)
+    try:
+        failed = open_bundle(place.current).digest
+    except BundleError:
+        failed = None
+    place.go_back(failed)
+    now = open_bundle(place.current)
+    if json:
+        emit_json({"place": place.current, "digest": now.digest, "before": failed})
+        return
+    typer.echo(f"{place.current}  {now.digest[:16]} runs again")
 
 
 def age_in_words(days: float) -> str:

@@ -50,6 +50,7 @@ from toolkit.runtime.exit_policy import normalised_entropy, probabilities
 from toolkit.runtime.preprocess import normalise
 from toolkit.runtime.samples import Samples
 from toolkit.runtime.segment import OnnxSegment
+from toolkit.runtime.self_test import SELF_TEST_FILE, as_raw, encode_self_test, noise
 
 MAX_SAMPLES = 10_000
 
@@ -157,7 +158,13 @@ def export_pieces(
     files[CALIBRATION_FILE] = encode_kept(
         KeptSamples(sample_ids(data.x), tuple(m.logits for m in chain), data.labels, reference, origin)
     )
-    bundle = write_bundle(out, _manifest(trained, chain, data), files, replace=how.replace)
+    manifest = _manifest(trained, chain, data)
+    kept = noise(manifest)
+    seen = every_exit(
+        [made.running for made in chain], normalise(as_raw(manifest, kept), trained.mean, trained.std)
+    )
+    files[SELF_TEST_FILE] = encode_self_test(kept, seen)
+    bundle = write_bundle(out, manifest, files, replace=how.replace)
     archive = out.with_name(out.name + SUFFIX) if how.archive else None
     if archive is not None:
         write_archive(bundle, archive, replace=how.replace)

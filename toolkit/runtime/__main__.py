@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.folder import Bundle, open_bundle
 from toolkit.bundle.manifest import Manifest, VariantName
+from toolkit.bundle.place import Place
 from toolkit.bundle.signature import check_signature, pinned_key
 from toolkit.errors import BundleSignatureError, HseeError, MachineError, UsageError, report_error
 from toolkit.runtime.cascade import Answer, Answers, Begun, Cascade, Reply
 from toolkit.runtime.exit_policy import POLICIES
+from toolkit.runtime.placed import Placed
 from toolkit.runtime.preprocess import n_far_outside
 from toolkit.runtime.samples import Samples, read_batches
 
@@ -92,7 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "bundle", metavar="BUNDLE", type=Path, help="the folder or the archive that hsee export wrote"
+        "bundle",
+        metavar="BUNDLE",
+        type=Path,
+        help="what hsee export wrote, folder or archive, or the place of hsee bundle install",
     )
     parser.add_argument("source", metavar="SAMPLES", help="what to answer")
     parser.add_argument(
@@ -260,8 +265,8 @@ class _Report:
         if self._options.source == "-":
             sys.stdout.flush()
 
-    def end(self, offloading: Offloading | None) -> None:
-        """Say the summary."""
+    def end(self, ways: Sequence[Offloading]) -> None:
+        """Say the summary, and what came of asking the coordinator; of the last bundle if it was replaced meanwhile."""
         options, summary = self._options, self._tally.summary()
         if self._n_far:
             low, high = self._cascade.manifest.preprocessing.value_range
@@ -271,22 +276,25 @@ class _Report:
             )
         if options.json:
             facts = {**summary, "n_far_outside": self._n_far}
-            if offloading is not None:
-                facts["offload"] = offloading.summary()
+            if ways:
+                facts["offload"] = ways[-1].summary()
             body = {"success": True, "samples": self._records, "summary": facts}
             _say(msgspec.json.encode(body).decode())
             return
         lines = _summary_lines(summary, batch=options.batch, threads=options.threads)
-        _say("\n".join([*lines, *([offloading.summary_line()] if offloading is not None else [])]))
+        _say("\n".join([*lines, *(way.summary_line() for way in ways[-1:])]))
 
 
 def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
-    bundle = open_bundle(options.bundle)
-    if not options.allow_unsigned:
-        _check_trusted(bundle)
-    offloading = _offloading(options, bundle.manifest, connect)
-    try:
-        cascade = Cascade(
+    ways: list[Offloading] = []
+
+    def make(bundle: Bundle) -> Cascade:
+        if not options.allow_unsigned:
+            _check_trusted(bundle)
+        offloading = _offloading(options, bundle.manifest, connect)
+        if offloading is not None:
+            ways.append(offloading)
+        return Cascade(
             bundle,
             offload=offloading,
             policy=options.policy,
@@ -294,26 +302,39 @@ def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
             threads=options.threads,
             variant=options.variant,
         )
+
+    place = Place.at(options.bundle)
+    try:
+        placed = None if place is None else Placed(place, make, _complain)
+        cascade = make(open_bundle(options.bundle)) if placed is None else placed.cascade
         report = _Report(options, cascade)
-        ahead = 0 if options.source == "-" else _AHEAD
-        begun: deque[tuple[Samples, Begun]] = deque()
-        for samples in read_batches(
-            options.source,
-            input_shape=cascade.input_shape,
-            class_names=None if options.no_labels else cascade.class_names,
-            batch=options.batch,
-            fit=options.fit,
-        ):
-            begun.append((samples, cascade.begin(samples.x)))
-            while begun and (len(begun) > ahead or not begun[0][1].waiting.size):
-                done, batch = begun.popleft()
-                report.add(done, batch.finish())
-        for done, batch in begun:
-            report.add(done, batch.finish())
-        report.end(offloading)
+        _answer(options, cascade, placed, report)
+        report.end(ways)
     finally:
-        if offloading is not None:
+        for offloading in ways:
             offloading.close()
+
+
+def _answer(options: argparse.Namespace, cascade: Cascade, placed: Placed | None, report: _Report) -> None:
+    """Answer the source: a batch that waits for the coordinator does not hold up those behind it."""
+    ahead = 0 if options.source == "-" else _AHEAD
+    begun: deque[tuple[Samples, Begun]] = deque()
+    for samples in read_batches(
+        options.source,
+        input_shape=cascade.input_shape,
+        class_names=None if options.no_labels else cascade.class_names,
+        batch=options.batch,
+        fit=options.fit,
+    ):
+        begun.append((samples, cascade.begin(samples.x)))
+        while begun and (len(begun) > ahead or not begun[0][1].waiting.size):
+            done, batch = begun.popleft()
+            report.add(done, batch.finish())
+        if placed is not None:
+            placed.answered()
+            cascade = placed.cascade
+    for done, batch in begun:
+        report.add(done, batch.finish())
 
 
 def _check_trusted(bundle: Bundle) -> None:
