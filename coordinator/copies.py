@@ -77,6 +77,11 @@ class CopyShelf:
             held = self._here.get(device)
             yield device, load_tensors(self._file(device)) if held is None else held.state()
 
+    def put(self, device: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on with a copy as a commit within the period kept it."""
+        _write(self._file(device), state)
+        self._parked.add(device)
+
     def clear(self) -> None:
         """End the period: no copy is left."""
         self._here.clear()

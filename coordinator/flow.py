@@ -36,7 +36,7 @@ class Flow:
         loop: RoundLoop,
         *,
         phase: Phase,
-        durable_round: int,
+        watermark: tuple[int, int],
         plan_version: int,
         lowered_round: int = 0,
         detail: str,
@@ -48,7 +48,7 @@ class Flow:
             seat: already counted up: its ``n`` is the message's.
             loop: of the open round.
             phase: of the run.
-            durable_round: of the oldest kept checkpoint.
+            watermark: (round, seq) of the oldest kept checkpoint.
             plan_version: in force.
             lowered_round: whose results are handed down; 0 for none.
             detail: for people; cut to what a message may hold.
@@ -64,8 +64,8 @@ class Flow:
             round=loop.round,
             next=held.next,
             limit=loop.limit(seat.device),
-            watermark_round=durable_round,
-            watermark_seq=loop.n_owed_in(seat.device, durable_round) if durable_round else 0,
+            watermark_round=watermark[0],
+            watermark_seq=watermark[1],
             plan_version=plan_version,
             round_left_s=left_s,
             detail=detail[:MAX_TEXT_CHARACTERS],

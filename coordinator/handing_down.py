@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from coordinator.underway import Underway
+from toolkit.errors import RemoteProtocolError
 from toolkit.link.base import Link
 from toolkit.wire import chunks
 from toolkit.wire.limits import DEFAULT_CHUNK_BYTES
+from toolkit.wire.messages import Fetch
+from toolkit.wire.seats import Seat
 from toolkit.wire.weights import LoweredAddress, encode_lowered
 
 OUTSTANDING_BYTES = 8 * 1024 * 1024
@@ -38,6 +41,26 @@ class HandingDown:
         self._topic_of = topic_of
         self._wishes: OrderedDict[str, Wish] = OrderedDict()
         self._sending: Iterator[bytearray] | None = None
+
+    def fetch(self, device: str, fetch: Fetch, *, seat: Seat, underway: Underway | None) -> None:
+        """A device lacks what a closed round came to; asked under other orders, it is not answered.
+
+        Raises: RemoteProtocolError: it names another device.
+        """
+        if fetch.device != device:
+            raise RemoteProtocolError(f"A fetch on the topic of {device!r} names {fetch.device!r}.")
+        if underway is None or device not in underway.state.jobs:
+            return
+        orders = (fetch.term, fetch.incarnation, fetch.round)
+        if orders == (seat.term, seat.incarnation, underway.model.lowered_round):
+            address = LoweredAddress(
+                device=device,
+                round=fetch.round,
+                term=fetch.term,
+                incarnation=fetch.incarnation,
+                plan_version=underway.state.plan_version,
+            )
+            self.ask(Wish(address, fetch.taken))
 
     def ask(self, wish: Wish) -> None:
         """Take a wish; the same one again changes nothing while it is not fulfilled."""

@@ -7,17 +7,20 @@ entry's bytes. Weights are a function of initial weights, ledger and payloads.
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from toolkit.errors import CheckpointError, writing
+from toolkit.disk import SYSTEM_DISK, Disk
+from toolkit.errors import CheckpointError, MachineError, writing
 
+HELD_BYTES = 1 << 20
+"""Rows are handed to the disk when so much has gathered, or at a sync."""
 GENESIS = hashlib.sha256(b"hsee ledger 1").digest()
 
 
@@ -41,6 +44,16 @@ class Applied(msgspec.Struct, frozen=True, tag_field="kind", tag="applied"):
     digest: str
     segment_step: int
     evaluated: bool = False
+
+
+class Refused(msgspec.Struct, frozen=True, tag_field="kind", tag="refused"):
+    """A batch came whole and was not fit to train on; it counts as delivered and shaped nothing."""
+
+    device: str
+    round: int
+    seq: int
+    digest: str
+    reason: str
 
 
 class Void(msgspec.Struct, frozen=True, tag_field="kind", tag="void"):
@@ -104,8 +117,34 @@ class TermRaised(msgspec.Struct, frozen=True, tag_field="kind", tag="term"):
     term: int
 
 
+class StateLost(msgspec.Struct, frozen=True, tag_field="kind", tag="state_lost"):
+    """A device came back without what it had learned; it goes on with a fresh segment."""
+
+    device: str
+    incarnation: int
+
+
+class Rewound(msgspec.Struct, frozen=True, tag_field="kind", tag="rewound"):
+    """An operator took the run back to a checkpoint before the newest; entries behind it were cut off."""
+
+    round: int
+    term: int
+
+
 Entry = (
-    Opened | Applied | Void | Aggregated | Gathered | Synchronised | Closed | Planned | Issued | TermRaised
+    Opened
+    | Applied
+    | Refused
+    | Void
+    | Aggregated
+    | Gathered
+    | Synchronised
+    | Closed
+    | Planned
+    | Issued
+    | TermRaised
+    | StateLost
+    | Rewound
 )
 
 
@@ -125,50 +164,63 @@ class Ledger:
     Args:
         path: of the file; made if missing.
         length: rows to keep of an existing file; what stands beyond was never committed and is cut off.
+        head: hash of the last row to keep, in hexadecimal; empty to take any.
+        disk: that holds it.
 
-    Raises: CheckpointError: the file's chain is broken within ``length``, or it is shorter.
+    Raises: CheckpointError: the file's chain is broken within ``length``, it is shorter, or of another history; it
+        is left as it is.
         MachineError: the disk refuses it; so do the methods that write.
     """
 
-    def __init__(self, path: Path, *, length: int = 0) -> None:
+    def __init__(self, path: Path, *, length: int = 0, head: str = "", disk: Disk = SYSTEM_DISK) -> None:
         self._path = path
+        self._disk = disk
         self.length = 0
         self.head = GENESIS
+        self._held: list[bytes] = []
+        self._n_held_bytes = 0
+        self._failed: MachineError | None = None
         kept = 0
-        if path.exists():
-            for row_bytes, digest, _ in _rows(path, length):
-                kept += len(row_bytes)
-                self.length += 1
-                self.head = digest
+        for line, digest, _ in _rows(path, length, disk):
+            kept += len(line)
+            self.length += 1
+            self.head = digest
         if self.length != length:
             raise CheckpointError(
                 f"{path} has {self.length} rows; its checkpoint names {length}.", path=str(path)
             )
+        if head and self.head.hex() != head:
+            raise CheckpointError(f"{path} is not the ledger that its checkpoint names.", path=str(path))
         with writing(path):
-            self._file = path.open("ab")
-            self._file.truncate(kept)
+            if disk.exists(path):
+                disk.cut(path, kept)
+            else:
+                disk.write(path, b"")
+                disk.sync_folder(path.parent)
 
     def append(self, entry: Entry) -> None:
         """Add one entry; durable after the next :meth:`sync`."""
         content = msgspec.json.encode(entry)
         self.head = _chain(self.head, content)
-        with writing(self._path):
-            self._file.write(msgspec.json.encode(Row(self.head.hex(), msgspec.Raw(content))) + b"\n")
+        line = msgspec.json.encode(Row(self.head.hex(), msgspec.Raw(content))) + b"\n"
+        self._held.append(line)
+        self._n_held_bytes += len(line)
         self.length += 1
+        if self._n_held_bytes >= HELD_BYTES:
+            self._write_out()
 
     def sync(self) -> None:
-        """Write out and fsync what was appended."""
-        with writing(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        """Write out and fsync what was appended. What a disk refused once is never tried again."""
+        self._write_out()
+        with self._once(), writing(self._path):
+            self._disk.sync(self._path)
 
     def close(self) -> None:
-        """Sync and close the file, which is closed whatever the disk says."""
-        try:
-            self.sync()
-        finally:
-            with suppress(OSError):  # it tries the same bytes again; the first refusal has been told
-                self._file.close()
+        """Sync what was appended.
+
+        Raises: MachineError: the disk refuses it, now or before.
+        """
+        self.sync()
 
     def __enter__(self) -> Self:
         return self
@@ -178,13 +230,32 @@ class Ledger:
     ) -> None:
         self.close()
 
+    def _write_out(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+        content = b"".join(self._held)
+        self._held, self._n_held_bytes = [], 0
+        with self._once(), writing(self._path):
+            self._disk.append(self._path, content)
 
-def read_ledger(path: Path) -> list[Entry]:
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """After an error of the disk nobody knows what it holds: a second try that succeeds would prove nothing."""
+        try:
+            yield
+        except MachineError as exc:
+            self._failed = exc
+            raise
+
+
+def read_ledger(path: Path, *, disk: Disk = SYSTEM_DISK) -> list[Entry]:
     """Read and verify a whole ledger.
 
     Raises: CheckpointError: a row is damaged, the chain is broken, or an entry is of a kind not known here.
     """
-    return [_entry(path, number, content) for number, (_, _, content) in enumerate(_rows(path, None), 1)]
+    return [
+        _entry(path, number, content) for number, (_, _, content) in enumerate(_rows(path, None, disk), 1)
+    ]
 
 
 def _entry(path: Path, number: int, content: msgspec.Raw) -> Entry:
@@ -196,23 +267,22 @@ def _entry(path: Path, number: int, content: msgspec.Raw) -> Entry:
         ) from exc
 
 
-def _rows(path: Path, length: int | None) -> Iterator[tuple[bytes, bytes, msgspec.Raw]]:
+def _rows(path: Path, length: int | None, disk: Disk) -> Iterator[tuple[bytes, bytes, msgspec.Raw]]:
     head = GENESIS
-    with path.open("rb") as file:
-        for number, line in enumerate(file):
-            if number == length:
-                return
-            try:
-                row = msgspec.json.decode(line, type=Row)
-                head = _chain(head, bytes(row.entry))
-                whole = head.hex() == row.hash
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                whole = False
-            if not whole:
-                raise CheckpointError(
-                    f"{path}, row {number + 1}: the ledger's chain is broken.", path=str(path)
-                )
-            yield line, head, row.entry
+    if length == 0 or not disk.exists(path):
+        return
+    for number, line in enumerate(io.BytesIO(disk.read(path))):
+        if number == length:
+            return
+        try:
+            row = msgspec.json.decode(line, type=Row)
+            head = _chain(head, bytes(row.entry))
+            whole = head.hex() == row.hash and line.endswith(b"\n")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            whole = False
+        if not whole:
+            raise CheckpointError(f"{path}, row {number + 1}: the ledger's chain is broken.", path=str(path))
+        yield line, head, row.entry
 
 
 def _chain(head: bytes, content: bytes) -> bytes:

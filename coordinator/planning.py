@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 import tomlkit
 
-from coordinator.registry import DataFacts
+from coordinator.registry import DataFacts, refusal_of_model
 from coordinator.wishes import wishes_of
 from toolkit.config import Run
 from toolkit.errors import ModelError, PlanError, ProfileError, did_you_mean
@@ -24,7 +24,7 @@ from toolkit.plan.schema import plan_text
 from toolkit.profile.measure import measure_server
 from toolkit.profile.schema import Profile, for_classes, misfit, parse_profile
 from toolkit.wire.job import Distillation, Job, ModelSpec, OptimizerSpec, SyncSpec, influence
-from toolkit.wire.messages import Hello, MeasureRequest
+from toolkit.wire.messages import DataSummary, Hello, MeasureRequest
 from toolkit.wire.tensors import check_codec
 
 
@@ -56,6 +56,10 @@ class FleetPlan:
 class Planner(Protocol):
     """Decides the cut of every device."""
 
+    def refusal_of(self, settings: Run, hello: Hello) -> tuple[str, str] | None:
+        """Say why the run can't be planned with a device that comes first: (code, message), if it can't."""
+        ...
+
     def needs_measuring(self, settings: Run, hello: Hello) -> MeasureRequest | None:
         """Say what a device must measure before it can be planned for, if anything."""
         ...
@@ -86,6 +90,10 @@ class ProfilePlanner:
 
     def __init__(self, server: Callable[[ModelSpec, Run], ServerInput] = measured_server) -> None:
         self._server = server
+
+    def refusal_of(self, settings: Run, hello: Hello) -> tuple[str, str] | None:
+        """Refuse samples that the run's model can't be built for."""
+        return refusal_of_model(settings, hello.data.input_shape)
 
     def needs_measuring(self, settings: Run, hello: Hello) -> MeasureRequest | None:
         """Ask a device to measure itself that brings no profile of this job."""
@@ -130,6 +138,10 @@ class GivenCuts:
     def __init__(self, cuts: Mapping[str, str], *, reason: str = "given") -> None:
         self._cuts = dict(cuts)
         self._reason = reason
+
+    def refusal_of(self, settings: Run, hello: Hello) -> tuple[str, str] | None:
+        """Refuse samples that the run's model can't be built for."""
+        return refusal_of_model(settings, hello.data.input_shape)
 
     def needs_measuring(self, settings: Run, hello: Hello) -> MeasureRequest | None:
         """Ask for nothing: no time is weighed."""
@@ -238,13 +250,15 @@ def _model(settings: Run, facts: DataFacts) -> ModelSpec:
 
 
 def _lists(settings: Run, hellos: Mapping[str, Hello]) -> dict[str, tuple[int, int]]:
-    return {
-        device: (
-            steps_in_round(hello.data.n_train, settings.batch_size, settings.round_steps),
-            eval_batches_in_round(hello.data.n_eval, settings.batch_size, settings.eval_samples),
-        )
-        for device, hello in hellos.items()
-    }
+    return {device: list_of(settings, hello.data) for device, hello in hellos.items()}
+
+
+def list_of(owed: Run | Job, data: DataSummary) -> tuple[int, int]:
+    """How many batches a device owes a round: those it trains on, and held-out ones."""
+    return (
+        steps_in_round(data.n_train, owed.batch_size, owed.round_steps),
+        eval_batches_in_round(data.n_eval, owed.batch_size, owed.eval_samples),
+    )
 
 
 def _fleet_plan(

@@ -36,7 +36,6 @@ def refusal_of(
     classes: Sequence[str],
     input_shape: Sequence[int] | None,
     members: Iterable[str] | None,
-    fingerprint: str | None = None,
     influence: str = "",
 ) -> tuple[str, str] | None:
     """Say why a hello can't be accepted.
@@ -47,7 +46,6 @@ def refusal_of(
         classes: the run's class list if it is set already, else empty.
         input_shape: of the run's data if it is known already.
         members: devices of the plan once there is one; nobody else joins then.
-        fingerprint: of the data that the plan was made for; its lists of batches hold for no other.
         influence: how the run reaches devices' weights, in words; empty where it does not.
     Returns: (code, message for the device's owner), or None where it is welcome.
     """
@@ -66,11 +64,11 @@ def refusal_of(
             f"This run lets the coordinator influence devices' weights ({influence}); this device's own settings do"
             " not accept that: device.accept_weights = never."
         )
-    return _refusal_of_data(hello.data, classes, input_shape, fingerprint)
+    return _refusal_of_data(hello.data, classes, input_shape)
 
 
 def _refusal_of_data(
-    data: DataSummary, classes: Sequence[str], input_shape: Sequence[int] | None, fingerprint: str | None
+    data: DataSummary, classes: Sequence[str], input_shape: Sequence[int] | None
 ) -> tuple[str, str] | None:
     if input_shape is not None and list(data.input_shape) != list(input_shape):
         return "shape", (
@@ -82,8 +80,6 @@ def _refusal_of_data(
             f"This device holds classes that the run does not have: {_named(unknown)}."
             f" The run's classes are {_named(classes)}."
         )
-    if fingerprint is not None and data.fingerprint != fingerprint:
-        return "data", "This device's data changed since the run began."
     return None
 
 

@@ -12,7 +12,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from coordinator.ledger import Aggregated, Applied, Closed, Entry, Gathered, Opened, Synchronised, Void
+from coordinator.checkpoints import OpenDevice, OpenRound
+from coordinator.ledger import (
+    Aggregated,
+    Applied,
+    Closed,
+    Entry,
+    Gathered,
+    Opened,
+    Refused,
+    Synchronised,
+    Void,
+)
 from coordinator.strategy.base import (
     DeviceProgress,
     PooledBatch,
@@ -22,6 +33,7 @@ from coordinator.strategy.base import (
     SubBatch,
 )
 from toolkit.errors import StrategyError
+from toolkit.failpoints import failpoint
 from toolkit.wire.job import Job
 from toolkit.wire.payloads import Batch
 
@@ -94,20 +106,47 @@ class WeightsDelivery:
     n_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """A batch that came whole and that nothing can be trained on; the digest of its payload, and why."""
+
+    digest: str
+    reason: str
+    n_bytes: int
+
+
+PARK_AFTER = 8
+"""A device of which so many batches were unfit in a round is parked: no round waits for this process of it."""
+PARKED = "parked"
+RETURNS = ("left", "offline")
+"""Excuses that end when the device is back."""
+
+
 @dataclass(slots=True)
 class DeviceRound:
-    """One device within the open round: its list, the cursor on it, and sums for the report."""
+    """One device within the open round: its list, the cursor on it, and sums for the report.
+
+    Attributes:
+        ready_to: first training seq that is not here in order.
+        held_out: held-out batches taken up; they enter the ledger at the close.
+        weights: here, while something before it in the list is not.
+        given: the entry of the weights taken up; likewise.
+        n_refused: training batches passed over as unfit.
+        postponed: it missed its turn and stands at the end of the order.
+    """
 
     n_train: int
     n_eval: int
     n_weights: int = 0
     next: int = 1
     ready_to: int = 1
-    waiting: dict[int, Delivery] = field(default_factory=dict)
+    waiting: dict[int, Delivery | Unfit] = field(default_factory=dict)
+    held_out: list[Delivery | Unfit] = field(default_factory=list)
     weights: WeightsDelivery | None = None
-    has_given: bool = False
-    held_out: list[Batch] = field(default_factory=list)
+    given: Gathered | None = None
     excused: str = ""
+    postponed: bool = False
+    n_refused: int = 0
     n_samples: int = 0
     n_bytes: int = 0
     weights_bytes: int = 0
@@ -127,20 +166,38 @@ class DeviceRound:
         return self.next > self.n_owed or bool(self.excused)
 
     @property
+    def n_taken(self) -> int:
+        """Training batches taken up, applied or refused."""
+        return min(self.next - 1, self.n_train)
+
+    @property
     def n_applied(self) -> int:
         """Training batches applied."""
-        return min(self.next - 1, self.n_train)
+        return self.n_taken - self.n_refused
 
     def n_ready(self) -> int:
         """Training batches that are here in order."""
         return max(0, self.ready_to - self.next)
 
-    def put(self, seq: int, delivery: Delivery) -> None:
+    def put(self, seq: int, delivery: Delivery | Unfit) -> None:
         """Take a delivery in."""
         self.waiting[seq] = delivery
         self.n_bytes += delivery.n_bytes
         while self.ready_to <= self.n_train and self.ready_to in self.waiting:
             self.ready_to += 1
+
+    def as_committed(self) -> OpenDevice:
+        """What a commit within the round keeps: held-out batches are asked for again."""
+        return OpenDevice(
+            owed=(self.n_train, self.n_eval, self.n_weights),
+            next=min(self.next, self.n_train + 1),
+            n_samples=self.n_samples,
+            n_bytes=self.n_bytes,
+            n_refused=self.n_refused,
+            loss_sum=self.loss_sum,
+            loss_weight=self.loss_weight,
+            exit_loss_sum=self.exit_loss_sum,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +210,7 @@ class DeviceReport:
         n_bytes: up, of payloads; ``weights_bytes`` of these are weights.
         lowered_bytes: down, of what was handed down.
         shallow_accuracy: of the exits before the cut, shallow first.
+        n_refused: items that came and were unfit.
         exit_loss: mean over its training batches, nats; None if there were none.
         server_loss: likewise, at the server.
         excused: why the round did not wait for it; empty where it did.
@@ -171,6 +229,7 @@ class DeviceReport:
     weights_bytes: int = 0
     lowered_bytes: int = 0
     shallow_accuracy: tuple[float, ...] = ()
+    n_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +256,9 @@ class RoundLoop:
         window: batches a device may be ahead of its cursor.
         round_: the round last closed.
         job: of any device, for which rounds evaluate and gather; by default all evaluate and none gathers.
+        turn_s: longest turn of a device whose turn has come and that has no batch here; then it goes to the end of
+            the round's order, once.
+        n_applied: training batches of each device that were applied in the run so far.
     """
 
     def __init__(
@@ -212,6 +274,8 @@ class RoundLoop:
         window: int,
         round_: int = 0,
         job: Job | None = None,
+        turn_s: float = float("inf"),
+        n_applied: Mapping[str, int] | None = None,
     ) -> None:
         self._strategy = strategy
         self._trainer = trainer
@@ -225,20 +289,29 @@ class RoundLoop:
         self._job = job
         self.opened_at = 0.0
         self.devices: dict[str, DeviceRound] = {}
+        self.n_applied = dict(n_applied or {})
+        self._parked: set[str] = set()
+        self.is_open = False
         self._is_overdue = False
+        self._turn_s = turn_s
+        self._turn: tuple[str, float] | None = None
         self._pooled: list[PooledBatch] = []
         self._mixes: deque[tuple[int, Sequence[SubBatch]]] | None = None
 
     def open(self, now: float) -> None:
         """Open the next round for every device of the plan."""
         self.round += 1
+        self.is_open = True
         self.opened_at = now
         self.devices = {device: self._list_of(device, self.round) for device in self._lists}
         owed = {device: (held.n_train, held.n_eval) for device, held in self.devices.items()}
         gathers = any(held.n_weights for held in self.devices.values())
         self._is_overdue = False
+        self._turn = None
         self._pooled, self._mixes = [], None
         self._record(Opened(self.round, owed, gathers))
+        for device in self._parked:
+            self.excuse(device, PARKED)
 
     def n_owed_in(self, device: str, round_: int) -> int:
         """Length of a device's list in any round."""
@@ -251,11 +324,45 @@ class RoundLoop:
             return "weights"
         return "train" if seq <= held.n_train else "eval"
 
+    def reopen(self, now: float, committed: OpenRound) -> None:
+        """Go on in a round that was open at the last commit; time since then does not count on its deadline."""
+        self.round = committed.round
+        self.is_open = True
+        self.opened_at = now - committed.spent_s
+        self._is_overdue = False
+        self._turn = None
+        for device, was in committed.devices.items():
+            self.devices[device] = DeviceRound(
+                *was.owed,
+                next=was.next,
+                ready_to=was.next,
+                n_refused=was.n_refused,
+                n_samples=was.n_samples,
+                n_bytes=was.n_bytes,
+                loss_sum=was.loss_sum,
+                loss_weight=was.loss_weight,
+                exit_loss_sum=was.exit_loss_sum,
+            )
+
+    def as_committed(self, now: float) -> OpenRound | None:
+        """What a commit within the open round keeps of it; None where its training begins only when it is whole."""
+        if self._strategy.mode == "pooled":
+            return None
+        devices = {device: held.as_committed() for device, held in self.devices.items()}
+        return OpenRound(round=self.round, spent_s=now - self.opened_at, devices=devices)
+
+    def relist(self, device: str, owed: tuple[int, int]) -> None:
+        """Give a device another list from the next round on, and wait for it no longer in the open one."""
+        self._lists[device] = owed
+        if device in self.devices:
+            self.excuse(device, "data_changed")
+
     def wants(self, device: str, *, round_: int, seq: int) -> bool:
         """Whether a delivery would be taken: of the open round, within the window, not here yet."""
         held = self.devices.get(device)
         return (
             held is not None
+            and self.is_open
             and round_ == self.round
             and held.next <= seq < self.limit(device)
             and seq not in held.waiting
@@ -263,11 +370,11 @@ class RoundLoop:
             and not held.excused
         )
 
-    def deliver(self, device: str, seq: int, delivery: Delivery) -> None:
-        """Take a delivery that is wanted; held-out batches at the cursor are put aside at once."""
+    def deliver(self, device: str, seq: int, delivery: Delivery | Unfit) -> None:
+        """Take a delivery that is wanted; held-out and unfit batches at the cursor are put aside at once."""
         held = self.devices[device]
         held.put(seq, delivery)
-        self._keep_held_out(device, held)
+        self._put_aside(device, held)
 
     def deliver_weights(self, device: str, delivery: WeightsDelivery) -> None:
         """Take a device's weights that are wanted; they are gathered once all before them in the list is here."""
@@ -275,12 +382,12 @@ class RoundLoop:
         held.weights = delivery
         held.n_bytes += delivery.n_bytes
         held.weights_bytes += delivery.n_bytes
-        self._keep_held_out(device, held)
+        self._put_aside(device, held)
 
     def limit(self, device: str) -> int:
         """First seq that a device may not send yet."""
         held = self.devices[device]
-        return min(held.next + self.window, held.n_owed + 1)
+        return held.next if held.excused else min(held.next + self.window, held.n_owed + 1)
 
     def excuse(self, device: str, reason: str) -> None:
         """Wait no longer for a device in this round; what it still owes is void at the close."""
@@ -288,8 +395,29 @@ class RoundLoop:
 
     def welcome_back(self, device: str) -> None:
         """Expect a device again that had been excused, unless the round waits for nobody any more."""
-        if not self._is_overdue and self._mixes is None:
-            self.devices[device].excused = ""
+        held = self.devices[device]
+        if not self._is_overdue and self._mixes is None and held.excused in RETURNS:
+            held.excused = ""
+
+    def forgive(self, device: str) -> None:
+        """Take a device's batches again from the next round on: another process speaks for it."""
+        self._parked.discard(device)
+
+    def pass_turn(self, now: float) -> str | None:
+        """Send a device to the end of the round's order if its turn has lasted too long without its batch.
+
+        Returns: the device, if there is one.
+        """
+        device = self._strategy.turn(self._view())
+        if device is None or self.devices[device].postponed:
+            self._turn = None
+            return None
+        if self._turn is None or self._turn[0] != device:
+            self._turn = device, now
+        if now - self._turn[1] < self._turn_s:
+            return None
+        self.devices[device].postponed = True
+        return device
 
     def stop_waiting(self, reason: str) -> None:
         """Excuse every device that still owes; what is here is trained on, what comes now is refused."""
@@ -327,9 +455,11 @@ class RoundLoop:
                 f"Strategy {self._strategy.name!r} chose {device!r}, which has no batch here."
             )
         delivery = held.waiting.pop(held.next)
-        held.loss_sum += self._trainer.apply(device, delivery.batch, round_=self.round, seq=held.next)
-        held.loss_weight += 1
-        self._enter_trained(device, held, delivery)
+        if isinstance(delivery, Delivery):  # unfit ones never wait at the cursor
+            loss = self._trainer.apply(device, delivery.batch, round_=self.round, seq=held.next)
+            held.loss_sum += loss
+            held.loss_weight += 1
+            self._enter_trained(device, held, delivery)
         return device
 
     def close(self, now: float, reason: str) -> RoundReport:
@@ -340,18 +470,25 @@ class RoundLoop:
             reason: "complete" or why not.
         """
         for device, held in self.devices.items():
+            for seq, delivery in enumerate(held.held_out, start=held.n_train + 1):
+                self._enter(device, seq, delivery, evaluated=True)
+            if held.given is not None:
+                self._record(held.given)
             if held.next <= held.n_owed:
                 self._record(Void(device, self.round, held.next, held.n_owed, held.excused or reason))
         if self._strategy.mode == "copies":
             weights = self._checked_weights()
+            failpoint("coordinator.mid_fold")
             self._trainer.aggregate(weights)
             self._record(Aggregated(self.round, weights))
-        given = {device: 1 for device, held in self.devices.items() if held.has_given}
+            failpoint("coordinator.aggregated")
+        given = {device: 1 for device, held in self.devices.items() if held.given}
         if given:
             self._trainer.make_segments_one(given, round_=self.round)
             self._record(Synchronised(self.round, given))
         self._trainer.end_round()
         self._record(Closed(self.round, reason))
+        self.is_open = False
         reports = tuple(self._report(device, held) for device, held in self.devices.items())
         return RoundReport(self.round, now - self.opened_at, reason, reports)
 
@@ -365,10 +502,11 @@ class RoundLoop:
         for device, held in self.devices.items():
             if held.n_ready():
                 delivery = held.waiting.pop(held.next)
-                self._trainer.pool(device, delivery.batch, seq=held.next)
-                n_samples = len(delivery.batch.y)
-                self._pooled.append(PooledBatch(device, held.next, self._cuts[device], n_samples))
-                self._enter_trained(device, held, delivery)
+                if isinstance(delivery, Delivery):
+                    self._trainer.pool(device, delivery.batch, seq=held.next)
+                    n_samples = len(delivery.batch.y)
+                    self._pooled.append(PooledBatch(device, held.next, self._cuts[device], n_samples))
+                    self._enter_trained(device, held, delivery)
                 return device
         return None
 
@@ -406,24 +544,39 @@ class RoundLoop:
     def _enter_trained(self, device: str, held: DeviceRound, delivery: Delivery) -> None:
         held.exit_loss_sum += delivery.batch.exit_loss
         held.n_samples += len(delivery.batch.y)
-        self._enter(device, held, delivery, evaluated=False)
-        self._keep_held_out(device, held)
-
-    def _enter(self, device: str, held: DeviceRound, delivery: Delivery, *, evaluated: bool) -> None:
-        batch = delivery.batch
-        self._record(Applied(device, self.round, held.next, delivery.digest, batch.segment_step, evaluated))
+        self._enter(device, held.next, delivery, evaluated=False)
+        self.n_applied[device] = self.n_applied.get(device, 0) + 1
         held.next += 1
+        failpoint("coordinator.applied")
+        self._put_aside(device, held)
 
-    def _keep_held_out(self, device: str, held: DeviceRound) -> None:
-        while held.next > held.n_train and held.next in held.waiting:
-            delivery = held.waiting.pop(held.next)
-            held.held_out.append(delivery.batch)
-            self._enter(device, held, delivery, evaluated=True)
+    def _enter(self, device: str, seq: int, delivery: Delivery | Unfit, *, evaluated: bool) -> None:
+        if isinstance(delivery, Unfit):
+            self._record(Refused(device, self.round, seq, delivery.digest, delivery.reason))
+        else:
+            step = delivery.batch.segment_step
+            self._record(Applied(device, self.round, seq, delivery.digest, step, evaluated))
+
+    def _put_aside(self, device: str, held: DeviceRound) -> None:
+        """Move the cursor over what is not trained on: unfit batches, held-out ones, weights."""
+        while (delivery := held.waiting.get(held.next)) is not None:
+            if held.next > held.n_train:
+                held.held_out.append(delivery)
+            elif isinstance(delivery, Unfit):
+                self._enter(device, held.next, delivery, evaluated=False)
+                held.n_refused += 1
+                if held.n_refused >= PARK_AFTER:
+                    self._parked.add(device)
+                    held.excused = held.excused or PARKED
+            else:
+                return
+            del held.waiting[held.next]
+            held.next += 1
         weights = held.weights
         if weights is not None and held.next == held.n_owed:
-            held.weights, held.has_given = None, True
+            held.weights = None
+            held.given = Gathered(device, self.round, held.next, weights.digest, weights.segment_step)
             self._trainer.gather(device, weights.segment)
-            self._record(Gathered(device, self.round, held.next, weights.digest, weights.segment_step))
             held.next += 1
 
     def _view(self) -> RoundView:
@@ -431,17 +584,19 @@ class RoundLoop:
         progress = []
         for device, held in self.devices.items():
             n_applied, n_ready = held.n_applied, held.n_ready()
-            n_owed = n_applied + n_ready if held.excused else held.n_train
+            n_owed = n_applied + n_ready if held.excused else held.n_train - held.n_refused
+            has_copy = device in resident
             progress.append(
-                DeviceProgress(device, n_owed, n_applied, n_ready, held.n_samples, device in resident)
+                DeviceProgress(device, n_owed, n_applied, n_ready, held.n_samples, has_copy, held.postponed)
             )
         return RoundView(self.round, self._seed, tuple(progress), self.window, self._trainer.n_free_copies)
 
     def _report(self, device: str, held: DeviceRound) -> DeviceReport:
-        n_eval = sum(len(batch.y) for batch in held.held_out)
+        held_out = [delivery.batch for delivery in held.held_out if isinstance(delivery, Delivery)]
+        n_eval = sum(len(batch.y) for batch in held_out)
         n_steps = held.n_applied
-        shallow = [batch.shallow_correct for batch in held.held_out]
-        n_server = sum(self._trainer.n_correct(device, batch) for batch in held.held_out)
+        shallow = [batch.shallow_correct for batch in held_out]
+        n_server = sum(self._trainer.n_correct(device, batch) for batch in held_out)
         return DeviceReport(
             device=device,
             n_steps=n_steps,
@@ -450,10 +605,11 @@ class RoundLoop:
             n_eval=n_eval,
             exit_loss=held.exit_loss_sum / n_steps if n_steps else None,
             server_loss=held.loss_sum / held.loss_weight if held.loss_weight else None,
-            exit_accuracy=sum(batch.exit_correct for batch in held.held_out) / n_eval if n_eval else None,
+            exit_accuracy=sum(batch.exit_correct for batch in held_out) / n_eval if n_eval else None,
             server_accuracy=n_server / n_eval if n_eval else None,
             excused=held.excused,
             weights_bytes=held.weights_bytes,
             lowered_bytes=held.lowered_bytes,
             shallow_accuracy=tuple(sum(n) / n_eval for n in zip(*shallow, strict=True)),
+            n_refused=held.n_refused + len(held.held_out) - len(held_out),
         )

@@ -10,22 +10,35 @@ devices/<id>/     what agents on this machine hold
 from __future__ import annotations
 
 import csv
+import io
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
-from coordinator.checkpoints import Checkpoints
+from coordinator.checkpoints import Checkpoints, Generation
 from coordinator.ledger import Ledger
 from coordinator.rounds import RoundReport
-from coordinator.run_record import METRICS, METRICS_FILE, RECORD_FILE, RunRecord, Status, read_record
-from toolkit.disk import FileLock, write_atomically
+from coordinator.run_record import (
+    CHECKPOINTS,
+    METRICS,
+    METRICS_FILE,
+    RECORD_FILE,
+    RunRecord,
+    Status,
+    record_of,
+)
+from toolkit.disk import SYSTEM_DISK, Disk, write_atomically
 from toolkit.errors import CheckpointError, RunError, writing
+from toolkit.failpoints import failpoint
+from toolkit.wire.seats import MAX_SUPERSEDED
+
+LEDGER_FILE = "ledger.jsonl"
 
 
 class RunFolder:
@@ -34,21 +47,23 @@ class RunFolder:
     Args:
         path: of the folder; made if missing.
         run: the run's id.
+        disk: that holds it.
 
     Raises: RunError: another coordinator holds it. CheckpointError: what it holds is damaged.
         MachineError: the disk refuses it; so do the methods that write.
     """
 
-    def __init__(self, path: Path, run: str) -> None:
+    def __init__(self, path: Path, run: str, *, disk: Disk = SYSTEM_DISK) -> None:
         self.path = path
+        self.disk = disk
         taken = RunError(
             f"Another coordinator is at work in {path}.",
             hint="Stop it first, or start a run of another name.",
         )
-        self._lock = FileLock(path / "lock", taken=taken)
+        self._lock = disk.hold(path / "lock", taken=taken)
         try:
             self.record = self._read_record(run)
-            self.checkpoints = Checkpoints(path / "checkpoints")
+            self.checkpoints = Checkpoints(path / CHECKPOINTS, disk=disk)
         except BaseException:
             self._lock.close()
             raise
@@ -61,13 +76,19 @@ class RunFolder:
         self.record.term += 1
         self.record.started = self.record.started or _now()
         self.save_record()
+        failpoint("coordinator.term_raised")
         return self.record.term
 
-    def issue_incarnation(self, device: str) -> int:
-        """Issue the next incarnation of a device, durably."""
-        number = self.record.incarnations.get(device, 0) + 1
-        self.record.incarnations[device] = number
+    def issue_incarnation(self, device: str, boot_nonce: bytes) -> int:
+        """Issue the next incarnation of a device to its newest process, durably; the one before is superseded."""
+        record = self.record
+        number = record.incarnations[device] = record.incarnations.get(device, 0) + 1
+        before = record.nonces.get(device)
+        if before is not None:
+            record.superseded[device] = [*record.superseded.get(device, []), before][-MAX_SUPERSEDED:]
+        record.nonces[device] = boot_nonce.hex()
         self.save_record()
+        failpoint("coordinator.incarnation_issued")
         return number
 
     def set_status(self, status: Status, detail: str = "") -> None:
@@ -79,35 +100,38 @@ class RunFolder:
 
     def save_record(self) -> None:
         """Write run.json."""
-        write_atomically(
-            self.path / RECORD_FILE, msgspec.json.format(msgspec.json.encode(self.record), indent=1)
-        )
+        self._write(RECORD_FILE, msgspec.json.format(msgspec.json.encode(self.record), indent=1))
 
-    def open_ledger(self) -> Ledger:
-        """Open the ledger at the newest checkpoint; rows beyond it are cut off.
+    def open_checkpoint(self) -> tuple[Generation | None, Ledger]:
+        """Find the newest generation that is whole, its part of the ledger too, and cut the ledger back to it.
 
-        Raises: CheckpointError: ledger and checkpoint don't agree.
+        Newer ones that are damaged are passed over: what they held is trained again.
+
+        Returns: no generation where nothing was committed yet.
+        Raises: CheckpointError: there are generations, and none is whole.
         """
-        generations = self.checkpoints.kept()
-        path = self.path / "ledger.jsonl"
-        if not generations:
-            return Ledger(path)
-        state = generations[-1].state()
-        ledger = Ledger(path, length=state.ledger_length)
-        if ledger.head.hex() != state.ledger_head:
-            ledger.close()
-            raise CheckpointError(
-                f"{path} is not the ledger that the newest checkpoint names.", path=str(path)
-            )
-        return ledger
+        path = self.path / LEDGER_FILE
+        problems: list[CheckpointError] = []
+        damaged: list[Generation] = []
+        for generation in reversed(self.checkpoints.kept()):
+            try:
+                generation.check()
+                state = generation.state()
+                ledger = Ledger(path, length=state.ledger_length, head=state.ledger_head, disk=self.disk)
+            except CheckpointError as exc:
+                problems.append(exc)
+                damaged.append(generation)
+                continue
+            for each in damaged:
+                self.checkpoints.pass_over(each)
+            return generation, ledger
+        if problems:
+            raise problems[0]
+        return None, Ledger(path, disk=self.disk)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file that people read; ``name`` may hold one folder."""
-        path = self.path / name
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-        write_atomically(path, text.encode())
-        return path
+        return self._write(name, text.encode())
 
     def write_environment(self) -> None:
         """Write env.json: versions and machine, for whoever repeats the run."""
@@ -126,31 +150,38 @@ class RunFolder:
     def write_metrics(self, report: RoundReport, cuts: Mapping[str, str]) -> None:
         """Add a round's rows to metrics.csv."""
         path = self.path / METRICS_FILE
-        fresh = not path.exists()
-        with writing(path), path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(METRICS)
-            writer.writerows(metric_rows(report, cuts))
+        rows = metric_rows(report, cuts)
+        with writing(path):
+            if not self.disk.exists(path):
+                rows = [METRICS, *rows]
+            self.disk.append(path, _csv_of(rows))
 
     def trim_metrics(self, rounds_closed: int) -> None:
         """Drop rows of rounds that a resumed run will close again, and what an interrupted write left."""
         path = self.path / METRICS_FILE
-        if not path.exists():
+        if not self.disk.exists(path):
             return
-        with path.open(newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(METRICS) and row[0].isdecimal()]
-        lines = [METRICS, *(row for row in rows if int(row[0]) <= rounds_closed)]
-        write_atomically(path, "".join(",".join(line) + "\r\n" for line in lines).encode())
+        text = self.disk.read(path).decode(errors="replace")
+        rows = [tuple(row) for row in csv.reader(io.StringIO(text)) if len(row) == len(METRICS)]
+        whole = [row for row in rows if row[0].isdecimal() and int(row[0]) <= rounds_closed]
+        self._write(METRICS_FILE, _csv_of([METRICS, *whole]))
 
     def close(self) -> None:
         """Let the folder go."""
         self._lock.close()
 
+    def _write(self, name: str, content: bytes) -> Path:
+        path = self.path / name
+        with writing(path):
+            self.disk.make_folder(path.parent)
+        write_atomically(path, content, disk=self.disk)
+        return path
+
     def _read_record(self, run: str) -> RunRecord:
-        if not (self.path / RECORD_FILE).exists():
+        path = self.path / RECORD_FILE
+        if not self.disk.exists(path):
             return RunRecord(run=run)
-        record = read_record(self.path)
+        record = record_of(self.disk.read(path), where=path)
         if record.run != run:
             raise RunError(f"{self.path} holds the run {record.run!r}, not {run!r}.")
         return record
@@ -170,6 +201,12 @@ def metric_rows(report: RoundReport, cuts: Mapping[str, str]) -> list[tuple[str,
         )
         for device in report.devices
     ]
+
+
+def _csv_of(rows: Iterable[tuple[str, ...]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def _rounded(number: float | None) -> str:

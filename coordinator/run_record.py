@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from csv import DictReader
 from pathlib import Path
@@ -16,6 +17,7 @@ Status = Literal["waiting", "training", "finished", "failed", "stopped"]
 RECORD_FILE = "run.json"
 METRICS_FILE = "metrics.csv"
 CHECKPOINTS = "checkpoints"
+_GENERATION = re.compile(r"(\d{6,})-round-(\d+)")
 METRICS = (
     "round",
     "device",
@@ -34,7 +36,13 @@ METRICS = (
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
-    """run.json: where a run stands, and the numbers that must never go back."""
+    """run.json: where a run stands, and the numbers that must never go back.
+
+    Attributes:
+        nonces: of the process that speaks for each device, in hexadecimal.
+        superseded: those of the processes before it, oldest first.
+        rewound_to: the closed round that an operator took the run back to; none where that was taken note of.
+    """
 
     schema: int = 1
     run: str
@@ -42,9 +50,12 @@ class RunRecord(msgspec.Struct, kw_only=True):
     detail: str = ""
     term: int = 0
     incarnations: dict[str, int] = {}
+    nonces: dict[str, str] = {}
+    superseded: dict[str, list[str]] = {}
     started: str = ""
     ended: str = ""
     rounds_closed: int = 0
+    rewound_to: int | None = None
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -53,16 +64,30 @@ def read_record(folder: Path) -> RunRecord:
     Raises: CheckpointError: damaged. OSError: it is not there.
     """
     path = folder / RECORD_FILE
+    return record_of(path.read_bytes(), where=path)
+
+
+def record_of(content: bytes, *, where: Path) -> RunRecord:
+    """Read what run.json holds.
+
+    Raises: CheckpointError: damaged.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunRecord)
+        return msgspec.json.decode(content, type=RunRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise CheckpointError(f"{path} is damaged: {exc}.", path=str(path)) from exc
+        raise CheckpointError(f"{where} is damaged: {exc}.", path=str(where)) from exc
 
 
 def committed_round(folder: Path) -> int:
     """Say which round the newest checkpoint stands for, from the names alone; 0 before the first."""
-    names = (path.name for path in (folder / CHECKPOINTS).glob("[0-9]*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    places = (place_of(path.name) for path in (folder / CHECKPOINTS).glob("[0-9]*"))
+    return max((place for place in places if place is not None), default=(0, 0))[1]
+
+
+def place_of(name: str) -> tuple[int, int] | None:
+    """Read the name of a checkpoint's folder: which commit it is, and of which closed round; None for another name."""
+    found = _GENERATION.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def read_metrics(folder: Path) -> Iterator[Mapping[str, str]]:

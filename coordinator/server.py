@@ -7,32 +7,35 @@ batch. The link's own thread keeps the connection alive meanwhile.
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import msgspec
 import torch
 
 from coordinator.advice import Advisor
-from coordinator.checkpoints import CommittedState
+from coordinator.checkpoints import KEPT_GENERATIONS, CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
 from coordinator.flow import Flow
-from coordinator.handing_down import HandingDown, Wish
-from coordinator.ledger import Issued, Planned, TermRaised
-from coordinator.planning import Planner, ProfilePlanner, influence_of
-from coordinator.registry import refusal_of, refusal_of_model, unite
-from coordinator.rounds import Delivery, RoundLoop, WeightsDelivery
+from coordinator.handing_down import HandingDown
+from coordinator.intake import Intake
+from coordinator.ledger import Planned, Rewound, TermRaised
+from coordinator.planning import Planner, ProfilePlanner
+from coordinator.registry import unite
+from coordinator.roll import Roll
+from coordinator.rounds import RoundLoop
 from coordinator.run_folder import RunFolder
 from coordinator.run_record import Status
 from coordinator.server_model import ServerModel
 from coordinator.service import Service
 from coordinator.strategy.catalogue import make_strategy
-from coordinator.underway import Underway, take_up
+from coordinator.underway import Model, Underway, take_up
 from toolkit.config import Run
-from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError
+from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError, RunError
+from toolkit.failpoints import failpoint
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received, matches
-from toolkit.wire import chunks, frames, payloads, seats
+from toolkit.wire import frames, seats
 from toolkit.wire.messages import (
     Assignment,
     Bye,
@@ -43,15 +46,17 @@ from toolkit.wire.messages import (
     Message,
     Pace,
     Phase,
-    Weights,
 )
-from toolkit.wire.seats import Seat, SeatPhase
+from toolkit.wire.seats import Seat
 from toolkit.wire.topics import Topics
-from toolkit.wire.weights import LoweredAddress, to_weights
-from toolkit.wire.words import BridgeWord, Presence, encode_word, read_device_word
+from toolkit.wire.words import BridgeWord, Ending, Presence, encode_word, read_bridge_word, read_device_word
 
 OFFLINE_GRACE_S = 30.0
 """A device known to be offline holds a round up no longer than this."""
+NEWCOMER_S = 10.0
+"""A coordinator that hears another run's coordinator answer so soon after it came gives way to it."""
+RESTATE_S = 5.0
+"""A coordinator answers the words of others in its fleet with its own no more often than so."""
 SCRATCH = "scratch"
 """Folder in the run folder for what does not fit the memory."""
 
@@ -84,7 +89,7 @@ class Coordinator:
         observe: Callable[[RunEvent], None],
         device: torch.device | str = "cpu",
         planner: Planner | None = None,
-        make_model: Callable[..., ServerModel] = ServerModel,
+        make_model: Callable[..., Model] = ServerModel,
         services: Sequence[Service] = (),
         connect_s: float = CONNECT_S,
     ) -> None:
@@ -102,16 +107,31 @@ class Coordinator:
         self._planner = planner or ProfilePlanner()
         self._make_model = make_model
         self._services = tuple(services)
-        self._ledger = folder.open_ledger()
+        self._generation, self._ledger = folder.open_checkpoint()
         self.term = folder.take_up()
         self._ledger.append(TermRaised(self.term))
-        self._seats: dict[str, Seat] = {}
-        self._assemblers: dict[str, chunks.Assembler] = {}
+        if folder.record.rewound_to is not None:
+            self._ledger.append(Rewound(folder.record.rewound_to, self.term))
+        self._roll = Roll(
+            folder,
+            term=self.term,
+            settings=settings,
+            planner=self._planner,
+            record=self._ledger.append,
+            send=self._send,
+            observe=observe,
+            clock=clock,
+        )
+        self._intake = Intake(settings.activation_limit)
+        self._kept: deque[CommittedState] = deque(maxlen=KEPT_GENERATIONS)
         self._flow = Flow(settings.round_deadline_s)
         self._advisor = Advisor(folder.path, settings)
         self._handing_down = HandingDown(link, lambda device: topics.down(self.run, device))
         self._underway: Underway | None = None
-        self._started_at = clock()
+        self._committed_at = self._alone_since = self._started_at = clock()
+        self._connected_at: float | None = None
+        self._restated_at = float("-inf")
+        self._word_echoed = False
         self._first_contact_by: float | None = self._started_at + connect_s
         self._trying_said = False
         self._waiting_said: tuple[str, ...] | None = None
@@ -122,7 +142,7 @@ class Coordinator:
     @property
     def sessions(self) -> Mapping[str, Seat]:
         """What is known of each device's session."""
-        return self._seats
+        return self._roll.seats
 
     @property
     def over(self) -> bool:
@@ -131,15 +151,15 @@ class Coordinator:
 
     def start(self) -> None:
         """Take up a committed run if there is one, and begin to connect."""
-        generations = self._folder.checkpoints.kept()
-        if generations:
-            underway = self._take_up(generations[-1].state())
-            underway.model.load_state(generations[-1].tensors(), generations[-1].tensors_of_devices())
+        if self._generation is None:
+            self._folder.set_status("waiting")
+        else:
+            self._kept.extend(generation.state() for generation in self._folder.checkpoints.kept())
+            underway = self._take_up(self._kept[-1])
+            underway.model.load(self._generation)
             self._folder.trim_metrics(underway.state.round)
             self._observe(Notice(f"Taking up run {self.run} after round {underway.state.round}."))
             self._begin(underway)
-        else:
-            self._folder.set_status("waiting")
         self._link.start()
 
     def poll(self, timeout_s: float) -> None:
@@ -172,9 +192,11 @@ class Coordinator:
             return
         self.status, self.detail = status, detail
         if status in ("finished", "failed"):
-            for device in self._seats:
+            for device in self._roll:
                 self._tell(device, status)
-        self._publish_bridge("offline")
+            self._publish_bridge("offline", ended=status)
+        else:
+            self._publish_bridge("offline")
         self._observe(Ended(status, detail))
         self._folder.set_status(status, detail)
 
@@ -202,26 +224,37 @@ class Coordinator:
         if self._underway is None:
             self._gather(now)
             return False
-        loop = self._underway.loop
+        if not self._underway.loop.is_open:
+            return self._next_round(self._underway, now)
         is_sending = self._handing_down.send_some(self._underway)
-        if loop.train_one() is not None or is_sending:
+        return self._train(self._underway, now) or is_sending or self._move_round(self._underway, now)
+
+    def _train(self, underway: Underway, now: float) -> bool:
+        if underway.loop.train_one() is None:
+            return False
+        if 0 < self._settings.commit_every_s <= now - self._committed_at:
+            self._commit(underway, now)
+        return True
+
+    def _move_round(self, underway: Underway, now: float) -> bool:
+        """Wait no longer for who comes too late, and close the round when it is complete; whether something changed."""
+        loop = underway.loop
+        late = loop.pass_turn(now)
+        if late is not None:
+            self._observe(Notice(f"{late} missed its turn in round {loop.round}; it comes last."))
             return True
         self._excuse_the_lost(loop, now)
-        deadline_s = self._settings.round_deadline_s
         if loop.complete:
-            self._close_round(self._underway, now, "deadline" if loop.is_overdue else "complete")
+            self._close_round(underway, now, "deadline" if loop.is_overdue else "complete")
             return True
+        deadline_s = self._settings.round_deadline_s
         if deadline_s > 0 and now - loop.opened_at >= deadline_s and not loop.is_overdue:
             loop.stop_waiting("deadline")
             return True
         return False
 
     def _gather(self, now: float) -> None:
-        hellos = {
-            device: seat.hello
-            for device, seat in sorted(self._seats.items())
-            if seat.phase is SeatPhase.READY and seat.connected and seat.hello is not None
-        }
+        hellos = self._roll.ready()
         left_s = max(0.0, self._settings.wait_s - (now - self._started_at))
         ready = tuple(hellos)
         if ready != self._waiting_said:
@@ -258,7 +291,7 @@ class Coordinator:
                 strategy_options=self._settings.strategy_options,
             )
         )
-        self._commit(underway)
+        self._commit(underway, self._clock())
         self._begin(underway)
 
     def _take_up(self, state: CommittedState) -> Underway:
@@ -268,6 +301,7 @@ class Coordinator:
             make_model=self._make_model,
             scratch=self._folder.path / SCRATCH,
             device=self._device,
+            turn_s=self._settings.turn_s or self._settings.round_deadline_s / (len(state.jobs) + 1),
         )
         return self._underway
 
@@ -275,7 +309,7 @@ class Coordinator:
         """Give every device its job and open the next round."""
         state = underway.state
         for device, job in sorted(state.jobs.items()):
-            self._advance(
+            self._roll.advance(
                 device,
                 seats.Assigned(Assignment(term=self.term, plan_version=state.plan_version, job=job)),
             )
@@ -283,51 +317,110 @@ class Coordinator:
         self._folder.set_status("training")
         for service in self._services:
             service.begin(underway)
-        self._open_round(underway)
+        if underway.state.open is not None:
+            underway.loop.reopen(self._clock(), underway.state.open)
+            self._tell_everybody()
+        elif underway.loop.round >= underway.state.common.rounds:
+            self._finish(underway)
+        else:
+            self._open_round(underway)
 
     # Rounds
 
+    def _next_round(self, underway: Underway, now: float) -> bool:
+        """Open the next round once a device is here for it; whether it is open.
+
+        Raises: PartialError: none came for so long that the run ends.
+        """
+        if self._roll.is_anybody_here:
+            self._open_round(underway)
+            return True
+        if now - self._alone_since >= self._settings.absent_s:
+            raise PartialError(
+                f"Every device has been gone for {self._settings.absent_s:g} s after round {underway.loop.round}.",
+                hint=f"What was trained is kept. When devices are back: hsee run resume {self._folder.path}",
+            )
+        return False
+
     def _open_round(self, underway: Underway) -> None:
         loop = underway.loop
-        if loop.round >= underway.state.common.rounds:
-            self.end("finished", f"All {loop.round} rounds are done.")
-            return
         loop.open(self._clock())
         for device in loop.devices:
-            if self._seats[device].left:
+            if self._roll[device].left:
                 loop.excuse(device, "left")
-            self._tell(device, "training")
+        self._tell_everybody()
+
+    def _finish(self, underway: Underway) -> None:
+        self.end("finished", f"All {underway.loop.round} rounds are done.")
 
     def _close_round(self, underway: Underway, now: float, reason: str) -> None:
-        report = underway.loop.close(now, reason)
+        loop = underway.loop
+        self._check_quorum(loop)
+        report = loop.close(now, reason)
         self._folder.write_metrics(report, underway.state.cuts)
-        self._commit(underway)
+        self._commit(underway, now)
         self._folder.record.rounds_closed = report.round
         self._folder.save_record()
+        failpoint("coordinator.closed_untold")
         self._observe(RoundClosed(report, underway.state.cuts, underway.state.common.rounds))
         for text in self._advisor.round_over():
             self._observe(Notice(text))
-        if not any(seat.connected for seat in self._seats.values()):
+        if loop.round >= underway.state.common.rounds:
+            self._finish(underway)
+        elif self._roll.is_anybody_here:
+            self._open_round(underway)
+        elif self._roll.is_everybody_gone_for_good:
             raise PartialError(
                 f"Every device is gone at the end of round {report.round}.",
                 hint=f"What was trained is kept. When devices are back: hsee run resume {self._folder.path}",
             )
-        self._open_round(underway)
+        else:
+            self._alone_since = now
+            self._observe(
+                Notice(f"Every device is gone after round {loop.round}; the next one waits for the first.")
+            )
 
-    def _commit(self, underway: Underway) -> None:
-        """Commit the closed round: ledger rows first, then the checkpoint's rename."""
+    def _check_quorum(self, loop: RoundLoop) -> None:
+        """Rule 11: the quorum counts devices with at least ``min_share`` of their list taken up.
+
+        Raises: PartialError: there are too few.
+        """
+        shares = {device: (held.next - 1) / held.n_owed for device, held in loop.devices.items()}
+        enough = [device for device, share in shares.items() if share >= self._settings.min_share]
+        if len(enough) < self._settings.quorum:
+            raise PartialError(
+                f"Round {loop.round} has {len(enough)} of the {self._settings.quorum} devices that it needs.",
+                hint="What was trained before it is kept. Bring devices back and resume the run, or lower run.quorum.",
+                round=loop.round,
+                enough=enough,
+            )
+
+    def _commit(self, underway: Underway, now: float) -> None:
+        """Commit what is trained: ledger rows first, then the checkpoint's rename."""
+        loop = underway.loop
+        opened = loop.as_committed(now) if loop.is_open else None
+        if loop.is_open and opened is None:
+            return
         self._ledger.sync()
+        failpoint("coordinator.ledger_synced")
+        n_owed = {device: held.n_owed for device, held in loop.devices.items()}
         underway.state = msgspec.structs.replace(
             underway.state,
-            round=underway.loop.round,
+            round=loop.round - 1 if opened else loop.round,
+            n_owed=underway.state.n_owed if opened else n_owed,
+            open=opened,
+            n_applied=dict(loop.n_applied),
             ledger_length=self._ledger.length,
             ledger_head=self._ledger.head.hex(),
         )
-        self._folder.checkpoints.commit(underway.state, underway.model.state(), underway.model.kept())
+        self._folder.checkpoints.commit(underway.state, underway.model.files())
+        self._kept.append(underway.state)
+        self._committed_at = now
+        failpoint("coordinator.committed")
 
     def _excuse_the_lost(self, loop: RoundLoop, now: float) -> None:
         for device, held in loop.devices.items():
-            seat = self._seats[device]
+            seat = self._roll[device]
             silent_s = now - max(seat.last_heard, loop.opened_at)
             if not held.complete and (seat.left or (not seat.connected and silent_s >= OFFLINE_GRACE_S)):
                 loop.excuse(device, "left" if seat.left else "offline")
@@ -341,8 +434,13 @@ class Coordinator:
                 self._first_contact_by = None
                 of_services = (topics for service in self._services for topics in service.filters)
                 self._link.subscribe(
-                    self._topics.all_up(self.run), self._topics.all_device_states, *of_services
+                    self._topics.all_up(self.run),
+                    self._topics.all_device_states,
+                    self._topics.bridge_state,
+                    *of_services,
                 )
+                if self._connected_at is None:
+                    self._connected_at = self._clock()
                 self._publish_bridge("online")
             case Disconnected(error=error):
                 due = self._first_contact_by
@@ -365,6 +463,9 @@ class Coordinator:
             if any(matches(topic_filter, topic) for topic_filter in service.filters):
                 service.take(topic, payload)
                 return
+        if topic == self._topics.bridge_state:
+            self._on_bridge(payload)
+            return
         if topic.endswith("/state"):
             self._on_device_state(self._topics.device_of(topic, leaf="state"), payload)
             return
@@ -375,144 +476,100 @@ class Coordinator:
             case Hello():
                 self._on_hello(device, message)
             case Fetch():
-                self._on_fetch(device, message)
+                self._handing_down.fetch(device, message, seat=self._roll[device], underway=self._underway)
             case Bye():
-                self._advance(device, seats.Gone(message.boot_nonce, on_purpose=True))
+                self._roll.advance(device, seats.Gone(message.boot_nonce, on_purpose=True))
             case Pace():
                 # PROTOCOL.md 18: "The coordinator MUST refuse a pace that names another device than its topic"
                 if message.device != device:
                     raise RemoteProtocolError(f"A pace on the topic of {device!r} names {message.device!r}.")
                 self._advisor.hear(device, message)
             case Chunk():
-                self._advance(device, seats.Heard(self._clock()))
-                whole = self._assemblers.setdefault(device, chunks.Assembler()).add(message, body)
-                if whole is not None:
-                    self._on_payload(device, whole)
+                self._roll.advance(device, seats.Heard(self._clock()))
+                seat = self._roll[device]
+                self._intake.take(device, message, body, seat=seat, underway=self._underway)
             case _:
                 raise RemoteProtocolError(f"A device does not send a {type(message).__name__}.")
 
     def _on_device_state(self, device: str, payload: bytes) -> None:
         """The last will of a device's process, or its own word."""
-        if device not in self._seats:
-            return
         word = read_device_word(payload)
-        if word.state == "offline":
-            self._advance(device, seats.Gone(bytes.fromhex(word.boot_nonce)))
+        if word.state == "offline" and device in self._roll:
+            self._roll.advance(device, seats.Gone(bytes.fromhex(word.boot_nonce)))
+
+    def _on_bridge(self, payload: bytes) -> None:
+        """A coordinator's word in this fleet: this one's own, or that of another run.
+
+        Raises: RunError: another run has the fleet.
+        """
+        word = read_bridge_word(payload)
+        if word.run == self.run:
+            self._on_own_run(word)
+        elif self._word_echoed and self._connected_at is not None:
+            now = self._clock()
+            # PROTOCOL.md 3: "The coordinator that came later gives way: it MUST end"
+            if word.state == "online" and now - self._connected_at < NEWCOMER_S:
+                raise RunError(
+                    f"Fleet {self._topics.fleet!r} is served by the run {word.run!r} already.",
+                    hint="Wait for its end or stop it; or give this run a fleet of its own: --fleet",
+                    run=word.run,
+                )
+            if now - self._restated_at >= RESTATE_S:
+                self._restated_at = now
+                self._publish_bridge("online")
+
+    def _on_own_run(self, word: BridgeWord) -> None:
+        """Its own word comes back; or a will of an earlier connection, or a coordinator of this run elsewhere.
+
+        Raises: RunError: a newer coordinator has taken up this run elsewhere.
+        """
+        # PROTOCOL.md 7: "A coordinator that hears of a higher term of its run MUST end."
+        if word.term > self.term:
+            raise RunError(
+                f"Another coordinator has taken up run {self.run} (term {word.term}; this one has {self.term}).",
+                hint="Only one of them can go on, and it is the other one.",
+                term=word.term,
+            )
+        if word.term == self.term and word.state == "online":
+            self._word_echoed = True
+        elif self._word_echoed:
+            # A late last will of an earlier connection: devices must not take this coordinator for gone.
+            self._publish_bridge("online")
 
     def _on_hello(self, device: str, hello: Hello) -> None:
-        state = self._underway.state if self._underway else None
-        present = [
-            seat.hello.data.input_shape
-            for seat in self._seats.values()
-            if seat.hello is not None and seat.device != device and seat.connected
-        ]
-        refusal = refusal_of(
-            hello,
-            device=device,
-            classes=state.common.classes if state else self._settings.classes,
-            input_shape=state.common.model.input_shape if state else next(iter(present), None),
-            members=state.jobs if state else None,
-            fingerprint=state.fingerprints.get(device) if state else None,
-            influence=state.common.influence if state else influence_of(self._settings),
-        )
-        if refusal is None and state is None and not present:
-            refusal = refusal_of_model(self._settings, hello.data.input_shape)
-        measure = None if refusal else self._planner.needs_measuring(self._settings, hello)
-        seat = self._seat(device)
-        fresh = (
-            hello.boot_nonce != seat.boot_nonce
-            and hello.boot_nonce not in seat.superseded
-            and refusal is None
-        )
-        incarnation = self._folder.issue_incarnation(device) if fresh else seat.incarnation
+        accepted, fresh = self._roll.hello(device, hello, self._underway)
         if fresh:
-            self._ledger.append(Issued(device, incarnation))
-            self._assemblers.pop(device, None)
-        self._advance(
-            device, seats.HelloHeard(hello, seats.Judgement(refusal, measure), incarnation, self._clock())
-        )
-        if refusal is not None:
-            self._observe(Notice(f"Refused device {device}: {refusal[1]}"))
-        elif self._underway is not None and self._seats[device].boot_nonce == hello.boot_nonce:
+            self._intake.forget(device)
+            if self._underway is not None:
+                self._underway.loop.forgive(device)
+        if accepted and self._underway is not None and self._underway.loop.is_open:
             self._underway.loop.welcome_back(device)
             self._tell(device, "training")
-
-    def _on_payload(self, device: str, whole: bytes) -> None:
-        if self._underway is None:
-            return
-        loop, state = self._underway.loop, self._underway.state
-        header, body = payloads.decode_up(whole, device=device)
-        # PROTOCOL.md 6: "A payload of another term, incarnation, plan or round is ignored; its batch stays owed."
-        orders = (header.term, header.incarnation, header.plan_version)
-        if orders != (self.term, self._seat(device).incarnation, state.plan_version):
-            return
-        if not loop.wants(device, round_=header.round, seq=header.seq):
-            return
-        kind = loop.kind_of(device, header.seq)
-        if kind != ("weights" if isinstance(header, Weights) else header.kind):
-            raise RemoteProtocolError(f"Item {header.seq} of device {device!r} is not of kind {kind!r}.")
-        if isinstance(header, Weights):
-            self._on_weights(device, header, body, len(whole), self._underway)
-            return
-        batch = payloads.to_batch(
-            header,
-            body,
-            activation_shape=state.activation_shapes[device],
-            n_classes=len(state.common.classes),
-            batch_size=state.jobs[device].batch_size,
-        )
-        loop.deliver(device, header.seq, Delivery(batch, header.sha256.hex(), len(whole)))
-
-    def _on_weights(
-        self, device: str, header: Weights, body: memoryview, n_bytes: int, underway: Underway
-    ) -> None:
-        segments = underway.model.segments
-        if segments is not None:
-            layout = segments.layout_of(device)
-            segment = layout.named(to_weights(header, body, layout.lengths))
-            underway.loop.deliver_weights(
-                device, WeightsDelivery(segment, header.segment_step, header.sha256.hex(), n_bytes)
-            )
-
-    def _on_fetch(self, device: str, fetch: Fetch) -> None:
-        """A device lacks what a closed round came to."""
-        if fetch.device != device:
-            raise RemoteProtocolError(f"A fetch on the topic of {device!r} names {fetch.device!r}.")
-        underway, seat = self._underway, self._seat(device)
-        if underway is None or device not in underway.state.jobs:
-            return
-        orders = (fetch.term, fetch.incarnation, fetch.round)
-        if orders == (self.term, seat.incarnation, underway.model.lowered_round):
-            address = LoweredAddress(
-                device=device,
-                round=fetch.round,
-                term=fetch.term,
-                incarnation=fetch.incarnation,
-                plan_version=underway.state.plan_version,
-            )
-            self._handing_down.ask(Wish(address, fetch.taken))
 
     # What is told
 
     def _keep_told(self) -> None:
-        if self._underway is None or self.over:
+        if self._underway is None or self.over or not self._underway.loop.is_open:
             return
         now = self._clock()
         for device in self._underway.loop.devices:
             if self._flow.is_due(device, self._underway.loop, now):
                 self._tell(device, "training")
 
+    def _tell_everybody(self) -> None:
+        for device in self._underway.loop.devices if self._underway is not None else ():
+            self._tell(device, "training")
+
     def _tell(self, device: str, phase: Phase) -> None:
-        underway, seat = self._underway, self._seats[device]
+        underway = self._underway
         # A device may have joined and left again before the plan was made.
-        if underway is None or not seat.incarnation or device not in underway.state.jobs:
+        if underway is None or not self._roll[device].incarnation or device not in underway.loop.devices:
             return
-        seat = self._seats[device] = replace(seat, n=seat.n + 1)
         state = self._flow.message(
-            seat,
+            self._roll.count_state(device),
             underway.loop,
             phase=phase,
-            durable_round=self._folder.checkpoints.kept()[0].round,
+            watermark=self._watermark(device),
             plan_version=underway.state.plan_version,
             lowered_round=underway.model.lowered_round,
             detail=self.detail,
@@ -520,23 +577,13 @@ class Coordinator:
         )
         self._send(device, state)
 
+    def _watermark(self, device: str) -> tuple[int, int]:
+        """Rule 6: the watermark is that of the oldest kept generation."""
+        return self._kept[0].watermark(device)
+
     def _send(self, device: str, message: DownMessage) -> None:
         self._link.publish(self._topics.down(self.run, device), frames.encode(message))
 
-    def _publish_bridge(self, state: Presence) -> None:
-        word = encode_word(BridgeWord(state, self.run, self.term))
+    def _publish_bridge(self, state: Presence, *, ended: Ending = "") -> None:
+        word = encode_word(BridgeWord(state, self.run, self.term, ended))
         self._link.publish(self._topics.bridge_state, word, retain=True)
-
-    # Small pieces
-
-    def _advance(self, device: str, event: seats.SeatEvent) -> None:
-        before = self._seat(device)
-        after, replies = seats.step(before, event)
-        self._seats[device] = after
-        for reply in replies:
-            self._send(device, reply)
-        if after.phase is SeatPhase.ACTIVE and before.connected != after.connected:
-            self._observe(Notice(f"Device {device} is {'back' if after.connected else 'offline'}."))
-
-    def _seat(self, device: str) -> Seat:
-        return self._seats.setdefault(device, Seat(device, self.run, self.term))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from coordinator.aggregate import CrossLayerMean
+from coordinator.checkpoints import MODEL_FILE, Generation
 from coordinator.copies import MOMENTUM, Copy, CopyShelf, TensorShelf
 from coordinator.pool import ActivationPool
 from coordinator.segments import IN_CHECKPOINT, Segments
@@ -26,7 +27,7 @@ from toolkit.nn.steps import (
     server_eval,
     server_step,
 )
-from toolkit.nn.weights import load_training_state, training_state
+from toolkit.nn.weights import content_of, load_training_state, tensors_of, training_state
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
 from toolkit.wire.payloads import Batch
@@ -36,6 +37,7 @@ COPIES_BUDGET_BYTES = 512 * 1024 * 1024
 """Memory for copies where the strategy names no number of them."""
 POOL_CAP_BYTES = 256 * 1024 * 1024
 """Pooled activations in memory; what comes after goes to disk."""
+_OF_DEVICE, _COPY, _SUFFIX = "of-", "copy-", ".safetensors"
 _TENSORS_A_COPY = 3
 """A trained parameter stands there three times: itself, its gradient, its momentum."""
 
@@ -207,6 +209,28 @@ class ServerModel:
         load_training_state(self._theta, self._optimizer, own)
         for device, tensors in kept:
             self._kept.put(device, tensors)
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Name and content of each file that a commit keeps, one at a time: theta, kept momentum, open copies."""
+        yield MODEL_FILE, content_of(self.state())
+        for device, tensors in self.kept():
+            yield f"{_OF_DEVICE}{device}{_SUFFIX}", content_of(tensors)
+        for device, tensors in self._shelf.states():
+            yield f"{_COPY}{device}{_SUFFIX}", content_of(tensors)
+
+    def load(self, generation: Generation) -> None:
+        """Put back what :meth:`files` gave.
+
+        Raises: CheckpointError: damaged, or of another network.
+        """
+        for name in generation.names():
+            tensors = tensors_of(generation.read(name), where=generation.path / name)
+            if name == MODEL_FILE:
+                self.load_state(tensors)
+            elif name.startswith(_OF_DEVICE):
+                self._kept.put(name.removeprefix(_OF_DEVICE).removesuffix(_SUFFIX), tensors)
+            elif name.startswith(_COPY):
+                self._shelf.put(name.removeprefix(_COPY).removesuffix(_SUFFIX), tensors)
 
     def _open_copy(self, device: str) -> Copy:
         suffix = copy.deepcopy(self._suffixes[self._cuts[device]])

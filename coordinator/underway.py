@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from coordinator.checkpoints import CommittedState
+from coordinator.checkpoints import CommittedState, Generation
 from coordinator.ledger import Entry
-from coordinator.rounds import RoundLoop
+from coordinator.rounds import RoundLoop, Trainer
 from coordinator.segments import Segments
-from coordinator.server_model import ServerModel
 from coordinator.strategy.catalogue import make_strategy
+from toolkit.wire.weights import FlatWeights
 
 WAITING_BUDGET_BYTES = 256 * 1024 * 1024
 """Activations that may wait in memory, all devices together; credit follows from it."""
 MAX_WINDOW = 64
 FLOAT32_BYTES = 4
+
+
+class Model(Trainer, Protocol):
+    """What a run needs of the server's model: training, what a commit keeps of it, what devices are handed down."""
+
+    @property
+    def segments(self) -> Segments | None:
+        """The devices' segments, where they are made one between rounds."""
+        ...
+
+    @property
+    def lowered_round(self) -> int:
+        """The round whose results are handed down to devices; 0 for none."""
+        ...
+
+    def lowered(self, device: str, *, taken: int) -> tuple[FlatWeights | None, NDArray[np.float32] | None]:
+        """What a device is handed down that has taken what round ``taken`` came to: its segment, the server's logits."""
+        ...
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Name and content of each file that the model is made again from, an open period's copies among them."""
+        ...
+
+    def load(self, generation: Generation) -> None:
+        """Put back what :meth:`files` gave.
+
+        Raises: CheckpointError: it is of another model.
+        """
 
 
 @dataclass(slots=True)
@@ -28,16 +59,17 @@ class Underway:
 
     state: CommittedState
     loop: RoundLoop
-    model: ServerModel
+    model: Model
 
 
 def take_up(
     state: CommittedState,
     *,
     record: Callable[[Entry], None],
-    make_model: Callable[..., ServerModel],
+    make_model: Callable[..., Model],
     scratch: Path,
     device: torch.device | str,
+    turn_s: float,
 ) -> Underway:
     """Build model and loop as a committed state has them.
 
@@ -47,6 +79,7 @@ def take_up(
         make_model: makes the server's model.
         scratch: folder for what does not fit the memory.
         device: torch device of the server's steps.
+        turn_s: longest turn of a device in a strategy with an order.
     Raises: StrategyError, ModelError: the state names what this version does not have.
     """
     job = state.common
@@ -74,6 +107,8 @@ def take_up(
         window=_window(state),
         job=job,
         round_=state.round,
+        turn_s=turn_s,
+        n_applied=state.n_applied,
     )
     return Underway(state, loop, model)
 

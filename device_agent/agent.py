@@ -57,7 +57,6 @@ ADVICE = {
     "late": "Start this device before the run, or start a new run.",
     "shape": "All devices of a run need samples of one shape: bring this device's to it.",
     "classes": "Rename or remove these classes here, or start the run without a class list.",
-    "data": "Give this device the data it began with, or start a new run.",
     "model": "Start the run with a model for such samples: hsee coordinator start --model",
     "weights": "If this board may be influenced, say so here: --accept-weights coordinator. Or start a run that does not.",
 }
@@ -350,7 +349,7 @@ class Agent:
             word = read_bridge_word(payload)
             if word.state == "offline":
                 self._say("the coordinator is offline; waiting for it")
-            self._feed(session.BridgeSeen(word.run if word.state == "online" else None, now))
+            self._feed(session.BridgeSeen(word.run, now, word.state == "online", word.ended))
             return
         message, body = frames.decode(payload)
         if isinstance(message, Chunk):

@@ -48,6 +48,7 @@ class DeviceProgress:
         n_ready: delivered in order and waiting, from ``n_applied`` on.
         n_samples: training samples applied so far.
         has_copy: its copy is in memory.
+        postponed: it missed its turn in this round, and stands at the end of the order.
     """
 
     device: str
@@ -56,6 +57,7 @@ class DeviceProgress:
     n_ready: int
     n_samples: int
     has_copy: bool = False
+    postponed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,14 @@ class Strategy:
         Not asked in mode "pooled". By default the device that is furthest behind of those with a batch here.
         """
         return furthest_behind([d for d in view.devices if d.n_ready])
+
+    def turn(self, view: RoundView) -> str | None:
+        """Name the device that all others wait for, where the strategy has an order; None where nobody is waited for.
+
+        A device whose turn lasts too long is shown as postponed from then on.
+        """
+        del view
+        return None
 
     def weights(self, view: RoundView) -> Mapping[str, int]:
         """Weigh the copies for the mean at the round's end: device id to a positive integer; others take no part.

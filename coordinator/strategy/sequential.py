@@ -23,11 +23,16 @@ class Sequential(Strategy):
 
     def next_device(self, view: RoundView) -> str | None:
         """The first device of the order that still owes batches, if its next one is here."""
+        device = self.turn(view)
+        ready = {d.device for d in view.devices if d.n_ready}
+        return device if device in ready else None
+
+    def turn(self, view: RoundView) -> str | None:
+        """The first device of the order that still owes batches; those postponed come last."""
         owing = [d for d in view.devices if d.n_applied < d.n_owed]
         if not owing:
             return None
-        its_turn = min(owing, key=lambda d: self._place(view, d.device))
-        return its_turn.device if its_turn.n_ready else None
+        return min(owing, key=lambda d: (d.postponed, self._place(view, d.device))).device
 
     def _place(self, view: RoundView, device: str) -> tuple[bytes, str]:
         return _lot(view.seed, view.round, device) if self._is_shuffled else b"", device

@@ -279,7 +279,7 @@ def test_too_few_devices(refused, mosquitto, capsys):
 
 
 def test_a_run_name_in_use(refused, tmp_path):
-    (tmp_path / "runs/r1/checkpoints/000003").mkdir(parents=True)
+    (tmp_path / "runs/r1/checkpoints/000003-round-3").mkdir(parents=True)
     status, message, hint = refused(*START)
     assert status == 1
     assert message.startswith("There is a run in runs/r1 already.")

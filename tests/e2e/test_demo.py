@@ -37,7 +37,7 @@ def wait_for_a_round(demo, hsee):
 
     def closed():
         assert demo.process.poll() is None, demo.describe()
-        return list(hsee.folder.glob("runs/demo-*/checkpoints/000001"))
+        return list(hsee.folder.glob("runs/demo-*/checkpoints/*-round-1"))
 
     wait_until(closed, demo.describe, 90)
 

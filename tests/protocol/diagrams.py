@@ -36,12 +36,18 @@ def device_events(state: DeviceState) -> dict[str, session.Event]:
         return session.Got(msgspec.structs.replace(flow, **changes), 0.0)
 
     run = state.run or WELCOME.run
+    other = "other" if run == WELCOME.run else WELCOME.run
     events: dict[str, session.Event] = {
         "connected": session.LinkUp(),
         "connection lost": session.LinkDown(),
         "word online": session.BridgeSeen(run, 0.0),
-        "word offline": session.BridgeSeen(None, 0.0),
-        "word of another run": session.BridgeSeen("other" if run == WELCOME.run else WELCOME.run, 0.0),
+        "word offline": session.BridgeSeen(run, 0.0, is_online=False),
+        "word that the run finished": session.BridgeSeen(run, 0.0, is_online=False, ended="finished"),
+        "word that the run failed": session.BridgeSeen(run, 0.0, is_online=False, ended="failed"),
+        "word of another run": session.BridgeSeen(other, 0.0),
+        f"word of another run after {session.LEASE_S:g} s of silence": session.BridgeSeen(
+            other, session.LEASE_S
+        ),
         "welcome": session.Got(WELCOME, 0.0),
         "welcome that asks to measure": session.Got(msgspec.structs.replace(WELCOME, measure=MEASURE), 0.0),
         "measured": session.Measured(0.0),

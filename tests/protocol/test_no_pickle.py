@@ -25,6 +25,7 @@ from toolkit.bundle.archive import write_archive
 from toolkit.bundle.folder import open_bundle
 from toolkit.link.memory import MemoryBroker, MemoryLink
 from toolkit.nn.datasets import load_source
+from toolkit.nn.weights import content_of
 from toolkit.wire import chunks, frames, payloads, tensors
 
 SEEN = []
@@ -51,9 +52,9 @@ with tempfile.TemporaryDirectory() as name:
     state = CommittedState(
         round=1, plan_version=1, jobs={"ant": JOB}, lists={"ant": (2, 1)}, activation_shapes={"ant": [3]}
     )
-    run.checkpoints.commit(state, {"w": torch.zeros(3)}, [("ant", {"w": torch.ones(3)})])
+    run.checkpoints.commit(state, [("model.safetensors", content_of({"w": torch.zeros(3)}))])
     (kept,) = run.checkpoints.kept()
-    kept.state(), kept.tensors(), dict(kept.tensors_of_devices())
+    kept.check(), kept.state(), kept.tensors()
     device = DeviceFolder(folder / "ant")
     device.save_training({"w": torch.zeros(3)}, (1, 2, 3))
     device.load_training()

@@ -30,7 +30,7 @@ class Ran:
         self.path = home / RUN
         self.folder = RunFolder(self.path, RUN)
         self.folder.take_up()
-        self.ledger = self.folder.open_ledger()
+        self.ledger = self.folder.open_checkpoint()[1]
         self.ledger.append(TermRaised(1))
         self.ledger.append(Planned(1, CUTS))
         self.history = History(home / HISTORY_FILE)
@@ -46,7 +46,7 @@ class Ran:
         self.ledger.sync()
         self.folder.write_metrics(closed, CUTS)
         if commit:
-            self.folder.checkpoints.commit(state(round_), {}, {})
+            self.folder.checkpoints.commit(state(round_), [])
         self.recorder.take(RoundClosed(closed, CUTS, 9))
 
     def close(self):

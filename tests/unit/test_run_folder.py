@@ -4,7 +4,6 @@ import csv
 import json
 
 import pytest
-import torch
 
 from coordinator.ledger import TermRaised, read_ledger
 from coordinator.rounds import DeviceReport, RoundReport
@@ -12,6 +11,7 @@ from coordinator.run_folder import RunFolder
 from coordinator.run_record import METRICS
 from tests.unit.test_checkpoints import state
 from toolkit.errors import CheckpointError, MachineError, RunError
+from toolkit.wire.seats import MAX_SUPERSEDED
 
 CUTS = {"ant": "stem"}
 
@@ -48,13 +48,24 @@ def test_a_second_coordinator_is_refused_until_the_first_lets_go(folder, path):
 
 def test_terms_and_incarnations_only_rise_whatever_is_restarted(folder, path):
     assert folder.take_up() == 1
-    assert [folder.issue_incarnation("ant") for _ in range(2)] == [1, 2]
-    assert folder.issue_incarnation("bee") == 1
+    assert [folder.issue_incarnation("ant", nonce) for nonce in (b"a", b"b")] == [1, 2]
+    assert folder.issue_incarnation("bee", b"c") == 1
     folder.close()
     again = RunFolder(path, "r1")
     assert again.take_up() == 2
-    assert again.issue_incarnation("ant") == 3
+    assert again.issue_incarnation("ant", b"d") == 3
+    assert (again.record.nonces["ant"], again.record.superseded) == (
+        b"d".hex(),
+        {"ant": [b"a".hex(), b"b".hex()]},
+    )
     again.close()
+
+
+def test_no_more_superseded_processes_are_remembered_than_a_seat_holds(folder):
+    for number in range(MAX_SUPERSEDED + 3):
+        folder.issue_incarnation("ant", bytes([number]))
+    assert len(folder.record.superseded["ant"]) == MAX_SUPERSEDED
+    assert folder.record.superseded["ant"][-1] == bytes([MAX_SUPERSEDED + 1]).hex()
 
 
 def test_a_term_is_on_disk_when_it_is_returned(folder, path):
@@ -123,24 +134,79 @@ def test_a_file_of_metrics_without_a_row_gets_its_header(folder, path):
     assert [row[0] for row in rows(path)] == ["round", "1"]
 
 
-def test_the_ledger_opens_where_the_newest_checkpoint_stands(folder, path):
-    with folder.open_ledger() as ledger:
-        ledger.append(TermRaised(1))
-        ledger.sync()
-        here = {"ledger_length": ledger.length, "ledger_head": ledger.head.hex()}
-        folder.checkpoints.commit(state(1, **here), {"w": torch.zeros(1)})
-        ledger.append(TermRaised(2))
-    with folder.open_ledger() as ledger:
-        assert ledger.length == 1
-    assert read_ledger(path / "ledger.jsonl") == [TermRaised(1)]
+def commit(folder, ledger, round_):
+    ledger.append(TermRaised(round_))
+    ledger.sync()
+    here = {"ledger_length": ledger.length, "ledger_head": ledger.head.hex()}
+    folder.checkpoints.commit(state(round_, **here), [("model.safetensors", bytes([round_]) * 99)])
+
+
+@pytest.fixture
+def committed(folder):
+    """Three rounds committed, the last two kept, and a row that never was."""
+    generation, ledger = folder.open_checkpoint()
+    assert generation is None
+    for round_ in (1, 2, 3):
+        commit(folder, ledger, round_)
+    ledger.append(TermRaised(9))
+    ledger.sync()
+    return folder
+
+
+def test_the_ledger_opens_where_the_newest_checkpoint_stands(committed, path):
+    generation, ledger = committed.open_checkpoint()
+    assert (generation.round, ledger.length) == (3, 3)
+    assert read_ledger(path / "ledger.jsonl") == [TermRaised(1), TermRaised(2), TermRaised(3)]
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at % len(content)] ^= 1 << at % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "SHA256SUMS"])
+@pytest.mark.parametrize("at", [0, 7, 40, -1])
+def test_any_flip_in_the_newest_checkpoint_brings_the_one_before_with_its_ledger(committed, path, name, at):
+    flip(committed.checkpoints.kept()[-1].path / name, at)
+    generation, ledger = committed.open_checkpoint()
+    assert (generation.round, ledger.length) == (2, 2)
+    assert generation.read("model.safetensors") == bytes([2]) * 99
+    assert read_ledger(path / "ledger.jsonl") == [TermRaised(1), TermRaised(2)]
+    assert [kept.round for kept in committed.checkpoints.kept()] == [2]
+    commit(committed, ledger, 4)  # its number comes after that of the damaged one
+    numbers = [kept.number for kept in committed.checkpoints.kept()]
+    assert [kept.round for kept in committed.checkpoints.kept()] == [2, 4]
+    assert numbers == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "model.safetensors", "SHA256SUMS"])
+def test_a_missing_file_is_damage_too(committed, name):
+    (committed.checkpoints.kept()[-1].path / name).unlink()
+    assert committed.open_checkpoint()[0].round == 2
+
+
+def test_a_flip_in_the_ledger_behind_the_older_checkpoint_brings_that_one(committed, path):
+    rows = (path / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    flip(path / "ledger.jsonl", len(rows[0]) + len(rows[1]) + 20)
+    generation, ledger = committed.open_checkpoint()
+    assert (generation.round, ledger.length) == (2, 2)
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_changed_and_the_newest_damage_is_told(committed, path):
+    for kept in committed.checkpoints.kept():
+        flip(kept.path / "model.safetensors", 5)
+    before = (path / "ledger.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"000002-round-3/model\.safetensors is damaged"):
+        committed.open_checkpoint()
+    assert (path / "ledger.jsonl").read_bytes() == before
+    assert [kept.round for kept in committed.checkpoints.kept()] == [2, 3]
 
 
 def test_a_ledger_of_another_history_is_not_taken(folder):
-    folder.checkpoints.commit(state(1, ledger_length=1, ledger_head="ab" * 32), {"w": torch.zeros(1)})
+    folder.checkpoints.commit(state(1, ledger_length=1, ledger_head="ab" * 32), [])
     with pytest.raises(CheckpointError, match="has 0 rows; its checkpoint names 1"):
-        folder.open_ledger()
-    with folder.checkpoints.kept()[0].path.parents[1].joinpath("ledger.jsonl").open("wb"):
-        pass
-    folder.checkpoints.commit(state(2, ledger_length=0, ledger_head="ab" * 32), {"w": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="is not the ledger that the newest checkpoint names"):
-        folder.open_ledger()
+        folder.open_checkpoint()
+    folder.checkpoints.commit(state(2, ledger_length=0, ledger_head="ab" * 32), [])
+    with pytest.raises(CheckpointError, match="is not the ledger that its checkpoint names"):
+        folder.open_checkpoint()

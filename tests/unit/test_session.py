@@ -34,7 +34,7 @@ P = DevicePhase
 BASE = DeviceState(NONCE)
 JOINING = replace(BASE, phase=P.JOINING, run="run1")
 WELCOMED = replace(JOINING, term=1, incarnation=1)
-TRAINING = replace(WELCOMED, phase=P.TRAINING, plan_version=1, flow=STATE)
+TRAINING = replace(WELCOMED, phase=P.TRAINING, plan_version=1, flow=STATE, is_served=True)
 STATES = {
     P.OFFLINE: replace(TRAINING, phase=P.OFFLINE, flow=None),
     P.SEEKING: replace(TRAINING, phase=P.SEEKING, flow=None),
@@ -70,7 +70,18 @@ VERDICTS: dict[str, dict[str, str]] = {
     "connection lost": dict.fromkeys(PASS, "offline"),
     "word online": dict.fromkeys(PASS - {"offline"}, "joining"),
     "word offline": dict.fromkeys(PASS - {"offline"}, "seeking"),
-    "word of another run": {
+    "word that the run finished": {
+        **dict.fromkeys(PASS - {"offline"}, "seeking"),
+        "seeking": "finished",
+        "training": "finished",
+    },
+    "word that the run failed": {
+        **dict.fromkeys(PASS - {"offline"}, "seeking"),
+        "seeking": "failed",
+        "training": "failed",
+    },
+    "word of another run": {"measuring": "joining", "joined": "joining"},
+    "word of another run after 30 s of silence": {
         "seeking": "finished",
         "training": "finished",
         "measuring": "joining",
@@ -219,7 +230,7 @@ def test_a_new_round_begins_where_the_coordinator_says():
 
 
 def test_credit_ends_with_the_connection():
-    for event in (LinkDown(), LinkUp(), BridgeSeen(None, 0.0)):
+    for event in (LinkDown(), LinkUp(), BridgeSeen("run1", 0.0, is_online=False)):
         state, _ = run(TRAINING, event)
         assert state.flow is None
         assert not may_send(state)
@@ -318,12 +329,35 @@ def test_a_lost_assignment_of_a_job_held_before_is_asked_for():
     assert (state.phase, done) == (P.JOINING, [SayHello("run1")] * 2)
 
 
-def test_another_run_ends_a_session_that_was_welcomed_and_not_one_that_was_not():
-    state, (stop,) = run(TRAINING, BridgeSeen("run2", 0.0))
-    assert state.phase is P.FINISHED
-    assert isinstance(stop, Stop)
+def test_another_run_takes_a_device_that_has_no_job():
     state, done = run(JOINING, BridgeSeen("run2", 0.0))
     assert (state.run, done) == ("run2", [SayHello("run2")])
+
+
+def test_a_device_with_a_job_stays_with_its_coordinator_whatever_run_another_one_serves():
+    state, done = run(TRAINING, BridgeSeen("run2", 1.0), flow(2.0, n=2), Tick(40.0))
+    assert (state.phase, done) == (P.JOINING, [SayHello("run1")])
+    state, done = run(TRAINING, BridgeSeen("run2", 1.0), BridgeSeen("run2", 2.0, is_online=False))
+    assert (state.phase, done) == (P.TRAINING, [])
+
+
+@pytest.mark.parametrize(
+    "gone", [(Tick(31.0),), (BridgeSeen("run1", 2.0, is_online=False),)], ids=["silent", "offline"]
+)
+def test_a_device_whose_coordinator_is_gone_leaves_its_job_to_another_run(gone):
+    state, (stop,) = run(TRAINING, BridgeSeen("run2", 1.0), *gone)
+    assert state.phase is P.FINISHED
+    assert isinstance(stop, Stop)
+    assert "now serves run 'run2'" in stop.detail
+
+
+def test_a_device_that_missed_the_end_reads_it_in_the_word():
+    state, (stop,) = run(
+        TRAINING, LinkDown(), LinkUp(), BridgeSeen("run1", 9.0, is_online=False, ended="failed")
+    )
+    assert (state.phase, stop) == (P.FAILED, Stop(P.FAILED, "The run has failed."))
+    other, done = run(TRAINING, BridgeSeen("run2", 9.0, is_online=False, ended="finished"))
+    assert (other, done) == (TRAINING, [])
 
 
 def test_the_states_used_here_are_what_the_coordinator_would_send():

@@ -67,7 +67,29 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     wait_s: Annotated[float, Meta(gt=0, description="seconds to wait for them; then the run gives up")] = (
         120.0
     )
+    absent_s: Annotated[
+        float, Meta(gt=0, description="seconds without any device after which the run ends")
+    ] = 86_400.0
     round_deadline_s: Annotated[float, Meta(gt=0, description="seconds after which a round closes")] = 300.0
+    turn_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="sequential: seconds of a device's turn, then it comes last; 0 for its share of the round",
+        ),
+    ] = 0.0
+    quorum: Annotated[
+        int, Meta(ge=0, le=100_000, description="devices that a round needs; with fewer the run fails")
+    ] = 0
+    min_share: Annotated[
+        float, Meta(ge=0, le=1, description="share of its batches that makes a device count for the quorum")
+    ] = 0.5
+    commit_every_s: Annotated[
+        float, Meta(ge=0, description="seconds between commits within a round; 0 to commit at its end only")
+    ] = 0.0
+    activation_limit: Annotated[
+        float, Meta(ge=0, description="largest magnitude of an activation that is trained on; 0 for none")
+    ] = 1e6
     batch_size: Annotated[int, Meta(ge=2, le=65_536, description="samples in a batch")] = 32
     round_steps: Annotated[
         int, Meta(ge=0, description="batches a device trains in a round; 0 means one pass over its data")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
@@ -17,6 +19,13 @@ from toolkit.nn.sgd import Sgd
 
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 """A header longer than any network of ours needs; checked before the library reads it."""
+_DIGEST = "sha256"
+
+
+class _Header(msgspec.Struct):
+    """The part of a header that the library keeps to itself."""
+
+    metadata: dict[str, str] = msgspec.field(name="__metadata__", default_factory=dict)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -24,7 +33,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
     Raises: MachineError: the disk refuses it; the old content is whole.
     """
-    write_atomically(path, save_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+    write_atomically(path, content_of(tensors))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -36,13 +45,42 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         content = path.read_bytes()
     except OSError as exc:
         raise CheckpointError(f"{path} can't be read: {exc.strerror}.", path=str(path)) from exc
-    if len(content) < 8 or int.from_bytes(content[:8], "little") > min(MAX_HEADER_BYTES, len(content)):  # noqa: PLR2004
-        raise CheckpointError(f"{path} is not a whole safetensors file.", path=str(path))
+    return tensors_of(content, where=path)
+
+
+def content_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Lay tensors out as a safetensors file that names the digest of what they hold."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save_bytes(plain, metadata={_DIGEST: _digest(plain)})
+
+
+def tensors_of(content: bytes, *, where: Path) -> dict[str, torch.Tensor]:
+    """Read what a safetensors file holds.
+
+    Args:
+        content: of the file.
+        where: it stands, for messages.
+    Raises: CheckpointError: damaged, not what its digest names, or its header is too long.
+    """
+    n_header = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or n_header > min(MAX_HEADER_BYTES, len(content)):  # noqa: PLR2004
+        raise CheckpointError(f"{where} is not a whole safetensors file.", path=str(where))
     try:
         tensors: dict[str, torch.Tensor] = load_bytes(content)
     except SafetensorError as exc:
-        raise CheckpointError(f"{path} is damaged: {exc}.", path=str(path)) from exc
+        raise CheckpointError(f"{where} is damaged: {exc}.", path=str(where)) from exc
+    named = msgspec.json.decode(content[8 : 8 + n_header], type=_Header).metadata
+    if _DIGEST in named and named[_DIGEST] != _digest(tensors):
+        raise CheckpointError(f"{where} is damaged: it is not what its digest names.", path=str(where))
     return tensors
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def training_state(module: nn.Module, optimizer: Sgd) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from toolkit.wire.messages import Assignment, Fenced, MeasureRequest, Refusal, State, Welcome
+from toolkit.wire.words import Ending
 
 RESEND_AFTER_S = 5.0
 """A batch is sent again when the coordinator has named it as its next for so long."""
@@ -50,10 +51,12 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSeen:
-    """The retained word of a coordinator: the run it serves, or none."""
+    """The retained word of a coordinator: whether it serves a run, and where the run is over, how it ended."""
 
-    run: str | None
+    run: str
     now: float
+    is_online: bool = True
+    ended: Ending = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,8 @@ class DeviceState:
         named_since: when ``flow.next`` was first named, or handed over since, for sending again.
         asked_at: when the last hello was said.
         heard_at: when the coordinator last said something that counted.
+        is_served: whether a coordinator of the run is up, by its last word.
+        other_run: of another coordinator that was seen in the fleet since.
     """
 
     boot_nonce: bytes
@@ -145,6 +150,12 @@ class DeviceState:
     named_since: float = 0.0
     asked_at: float = 0.0
     heard_at: float = 0.0
+    is_served: bool = False
+    other_run: str = ""
+
+    def is_alone(self, now: float) -> bool:
+        """Whether a device with a job has heard no coordinator for the length of its lease."""
+        return bool(self.plan_version) and self.phase not in TERMINAL and now - self.heard_at >= LEASE_S
 
 
 Handler = Callable[[DeviceState, Event], tuple[DeviceState, list[Action]]]
@@ -181,19 +192,35 @@ def _on_link_down(state: DeviceState, _event: LinkDown) -> tuple[DeviceState, li
 def _on_bridge(state: DeviceState, event: BridgeSeen) -> tuple[DeviceState, list[Action]]:
     if state.phase is DevicePhase.OFFLINE:
         return state, []
-    if event.run is None:
-        # The coordinator is gone for now: what it said of flow no longer holds, what it assigned does.
-        return replace(state, phase=DevicePhase.SEEKING, flow=None), []
-    if state.run is not None and event.run != state.run:
-        # PROTOCOL.md 11: "A device with an assignment stops: that run is over."
-        if state.plan_version:
-            stop = Stop(
-                DevicePhase.FINISHED, f"The coordinator now serves run {event.run!r}; this one is over."
-            )
-            return replace(state, phase=stop.phase), [stop]
+    is_own = event.run == state.run
+    if not event.is_online:
+        return _on_word_offline(state, event) if is_own or not state.plan_version else (state, [])
+    if not is_own and state.plan_version:
+        return _on_other_run(replace(state, other_run=event.run), event.now)
+    if not is_own and state.run is not None:
         # Welcomed to a run that never began, or to none: terms and incarnations are each run's own.
         state = replace(state, term=0, incarnation=0, flow=None)
-    return _hello(replace(state, run=event.run), event.now)
+    return _hello(replace(state, run=event.run, is_served=True, other_run=""), event.now)
+
+
+def _on_word_offline(state: DeviceState, event: BridgeSeen) -> tuple[DeviceState, list[Action]]:
+    # PROTOCOL.md 3: "A device with an assignment stops when the word of its run says how the run ended."
+    if event.ended and state.plan_version:
+        stop = Stop(DevicePhase(event.ended), f"The run has {event.ended}.")
+        return replace(state, phase=stop.phase), [stop]
+    # The coordinator is gone for now: what it said of flow no longer holds, what it assigned does.
+    state = replace(state, phase=DevicePhase.SEEKING, flow=None, is_served=False)
+    return _on_other_run(state, event.now) if state.other_run else (state, [])
+
+
+def _on_other_run(state: DeviceState, now: float) -> tuple[DeviceState, list[Action]]:
+    # PROTOCOL.md 11: "A device with an assignment stops if its own coordinator is offline or silent for 30 s."
+    if state.is_served and now - state.heard_at < LEASE_S:
+        return state, []
+    stop = Stop(
+        DevicePhase.FINISHED, f"The coordinator now serves run {state.other_run!r}; this one is over."
+    )
+    return replace(state, phase=stop.phase), [stop]
 
 
 def _hello(state: DeviceState, now: float) -> tuple[DeviceState, list[Action]]:
@@ -214,7 +241,7 @@ def _on_got(state: DeviceState, event: Got) -> tuple[DeviceState, list[Action]]:
             after, actions = _on_flow(state, flow, event.now)
         case (Refusal() | Fenced()) as dismissal:
             after, actions = _on_dismissal(state, dismissal)
-    return (state if after is state else replace(after, heard_at=event.now)), actions
+    return (state if after is state else replace(after, heard_at=event.now, other_run="")), actions
 
 
 def _on_dismissal(state: DeviceState, dismissal: Refusal | Fenced) -> tuple[DeviceState, list[Action]]:
@@ -286,6 +313,10 @@ def _on_measured(state: DeviceState, event: Measured) -> tuple[DeviceState, list
 
 
 def _on_tick(state: DeviceState, event: Tick) -> tuple[DeviceState, list[Action]]:
+    if state.other_run:
+        state, actions = _on_other_run(state, event.now)
+        if actions:
+            return state, actions
     unanswered = state.phase is DevicePhase.JOINING and event.now - state.asked_at >= REHELLO_AFTER_S
     silent = state.phase in (DevicePhase.JOINED, DevicePhase.TRAINING)
     if unanswered or (silent and event.now - state.heard_at >= LEASE_S):

@@ -13,14 +13,16 @@ from toolkit.wire.limits import MAX_WORD_BYTES
 
 W = TypeVar("W")
 Presence = Literal["online", "offline"]
+Ending = Literal["", "finished", "failed"]
 
 
 class BridgeWord(msgspec.Struct, frozen=True):
-    """On ``bridge/state``: whether a coordinator is up, for which run, under which term."""
+    """On ``bridge/state``: whether a coordinator is up, for which run, under which term; and how the run ended."""
 
     state: Presence
     run: Name
     term: Positive
+    ended: Ending = ""
 
 
 class DeviceWord(msgspec.Struct, frozen=True):

@@ -1,0 +1,108 @@
+"""What devices deliver: chunks become payloads, payloads become batches of the open round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from coordinator.checkpoints import CommittedState
+from coordinator.rounds import Delivery, RoundLoop, Unfit, WeightsDelivery
+from coordinator.underway import Underway
+from toolkit.errors import RemoteProtocolError
+from toolkit.failpoints import failpoint
+from toolkit.wire import chunks, payloads
+from toolkit.wire.messages import Chunk, Payload, Weights
+from toolkit.wire.payloads import Batch
+from toolkit.wire.seats import Seat
+from toolkit.wire.weights import to_weights
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Intake:
+    """Takes what arrives of each device, within bounds.
+
+    Args:
+        activation_limit: largest magnitude of an activation; 0 for none.
+    """
+
+    def __init__(self, activation_limit: float) -> None:
+        self._activation_limit = activation_limit
+        self._assemblers: dict[str, chunks.Assembler] = {}
+
+    def forget(self, device: str) -> None:
+        """Drop what a replaced process left half sent."""
+        self._assemblers.pop(device, None)
+
+    def take(
+        self, device: str, chunk: Chunk, body: memoryview, *, seat: Seat, underway: Underway | None
+    ) -> None:
+        """Take one chunk; a payload that is whole with it is delivered to the open round if it is wanted there.
+
+        Raises: RemoteProtocolError: the chunk, or the payload, breaks the protocol or is unfit to train on.
+        """
+        whole = self._assemblers.setdefault(device, chunks.Assembler()).add(chunk, body)
+        if whole is None or underway is None:
+            return
+        failpoint("coordinator.payload_whole")
+        header, content = payloads.decode_up(whole, device=device)
+        if not self._is_in_order(header, seat, underway.state):
+            return
+        if underway.loop.wants(device, round_=header.round, seq=header.seq):
+            self._deliver(device, header, content, n_bytes=len(whole), underway=underway)
+
+    def _is_in_order(self, header: Payload | Weights, seat: Seat, state: CommittedState) -> bool:
+        # PROTOCOL.md 6: "A payload of another term, incarnation, plan or round is ignored; its batch stays owed."
+        orders = (header.term, header.incarnation, header.plan_version)
+        return orders == (seat.term, seat.incarnation, state.plan_version)
+
+    def _deliver(
+        self, device: str, header: Payload | Weights, content: memoryview, *, n_bytes: int, underway: Underway
+    ) -> None:
+        loop, digest = underway.loop, header.sha256.hex()
+        try:
+            _check_kind(device, header, loop)
+            if isinstance(header, Weights):
+                segment = _read_weights(device, header, content, underway)
+                loop.deliver_weights(device, WeightsDelivery(segment, header.segment_step, digest, n_bytes))
+            else:
+                batch = self._read_batch(device, header, content, underway.state)
+                loop.deliver(device, header.seq, Delivery(batch, digest, n_bytes))
+        except RemoteProtocolError as exc:
+            # PROTOCOL.md 6: "A whole payload that is unfit is entered as refused: it is not asked for again."
+            loop.deliver(device, header.seq, Unfit(digest, exc.message, n_bytes))
+            raise
+
+    def _read_batch(self, device: str, header: Payload, content: memoryview, state: CommittedState) -> Batch:
+        batch = payloads.to_batch(
+            header,
+            content,
+            activation_shape=state.activation_shapes[device],
+            n_classes=len(state.common.classes),
+            batch_size=state.jobs[device].batch_size,
+        )
+        limit = self._activation_limit
+        if limit and (largest := float(np.abs(batch.h).max(initial=0.0))) > limit:
+            raise RemoteProtocolError(
+                f"A payload of device {device!r} holds an activation of {largest:.3g}; the limit is {limit:g}."
+            )
+        return batch
+
+
+def _check_kind(device: str, header: Payload | Weights, loop: RoundLoop) -> None:
+    kind = loop.kind_of(device, header.seq)
+    if kind != ("weights" if isinstance(header, Weights) else header.kind):
+        raise RemoteProtocolError(f"Item {header.seq} of device {device!r} is not of kind {kind!r}.")
+
+
+def _read_weights(
+    device: str, header: Weights, content: memoryview, underway: Underway
+) -> Mapping[str, torch.Tensor]:
+    segments = underway.model.segments
+    if segments is None:
+        raise RemoteProtocolError(f"Device {device!r} sent weights, and its run gathers none.")
+    layout = segments.layout_of(device)
+    return layout.named(to_weights(header, content, layout.lengths))
