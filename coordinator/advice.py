@@ -10,6 +10,7 @@ from toolkit.config import Run
 from toolkit.errors import HseeError, PlanError, ProfileError
 from toolkit.plan.choose import choose_cuts
 from toolkit.plan.cost import DeviceInput, ServerInput
+from toolkit.plan.estimate import with_every_cut
 from toolkit.plan.reason import duration
 from toolkit.plan.schema import Plan, read_plan
 from toolkit.profile.drift import FACTOR, Drifted, at_pace, find_drift
@@ -74,7 +75,7 @@ class Advisor:
                 profile = read_profile(self._folder / "profiles" / f"{device}.toml")
             except ProfileError:
                 continue
-            self._profiles[device] = for_classes(profile, self._plan.model.n_classes)
+            self._profiles[device] = with_every_cut(for_classes(profile, self._plan.model.n_classes))
 
     def _plan_now(self, plan: Plan) -> str:
         """Say what the plan would be if all devices stayed as they are; the run's own cuts stay."""

@@ -40,6 +40,13 @@ def profile(  # noqa: PLR0913 - a command's options
     emulate: Annotated[
         str, typer.Option(metavar="CPU%,MB", help="Stay within limits: percent of one core, MB of memory.")
     ] = "",
+    cuts: Annotated[
+        str,
+        typer.Option(
+            metavar="CUT,CUT",
+            help="Measure these only; a plan estimates cuts between them. Default: up to 8.",
+        ),
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Short measurements in one process.")] = False,
     onnx: Annotated[
         list[Path] | None,
@@ -113,6 +120,7 @@ def profile(  # noqa: PLR0913 - a command's options
                 link=assumed,
                 onnx=files,
                 broker=way.for_child() if way is not None else None,
+                cuts=[cut for cut in cuts.split(",") if cut],
                 on_row=tell,
             )
         except MeasureInterruptedError as exc:

@@ -54,6 +54,8 @@ def _done(row: CutRow | InferenceRow) -> str:
     if row.failed:
         return f"{name}: failed: {row.failed}"
     if isinstance(row, CutRow):
+        if row.unmeasured:
+            return f"{name}: counted, not measured"
         return f"{name}: {row.step_ms_mean:.3g} ms a step"
     return f"{name}: {row.ms_mean:.3g} ms a sample"
 
@@ -91,6 +93,15 @@ def print_plan(made: Plan) -> None:
     columns += ["exit right"] if made.model_profile else []
     columns += ["shallower", "deeper"]
     table(columns, [_plan_row(made, d) for d in made.devices])
+    others = {
+        "makespan": "the fleet's round",
+        "device-time": "its own computing in a round",
+        "bytes": "what it sends in a round",
+    }
+    typer.echo(
+        f"compute, upload, server: ms a batch of {made.batch_size}. round: the device's part, all its batches. "
+        f"shallower, deeper: {others[made.objective]}, were this device alone cut there."
+    )
     for d in made.devices:
         typer.echo(f"{d.device}: {d.cut}, {d.reason}")
         for wrong in d.infeasible:
@@ -158,7 +169,7 @@ def _print_cuts(made: Profile) -> None:
     ]
     rows: list[list[object]] = [
         [row.cut, *[""] * (len(columns) - 1)]
-        if row.failed
+        if row.failed or row.unmeasured
         else [
             row.cut,
             *(f"{ms:.2f}" for ms in (row.step_ms_mean, row.step_ms_p50, row.step_ms_p95)),
@@ -175,6 +186,12 @@ def _print_cuts(made: Profile) -> None:
     for row in made.cuts:
         if row.failed:
             typer.echo(f"{row.cut} was not measured: {row.failed}")
+    left_out = [row.cut for row in made.cuts if row.unmeasured]
+    if left_out:
+        typer.echo(
+            f"Not measured, a plan estimates them from the cuts beside them: {', '.join(left_out)}. "
+            f"To measure: --cuts {','.join(left_out)}"
+        )
     typer.echo(
         "A step is one batch forward, backward and optimizer; + ms is what an agent does with it beside (float32).\n"
         "MFLOP: 2 x MAC, forward, one sample. GFLOP/s: achieved in training, 2 x MAC, forward and backward."

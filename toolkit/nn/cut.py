@@ -25,12 +25,17 @@ def depth_of(network: StagedNetwork, cut: str) -> int:
     """
     names = cut_layers(network)
     if cut not in names:
-        raise CutError(
-            f"The model can't be cut after {cut!r}; its cut layers are {', '.join(names)}.",
-            hint=did_you_mean(cut, names),
-            cut=cut,
-        )
+        raise no_such_cut(cut, names)
     return names.index(cut) + 1
+
+
+def no_such_cut(cut: str, names: Sequence[str]) -> CutError:
+    """Make the error for a cut that is none of a model's."""
+    return CutError(
+        f"The model can't be cut after {cut!r}; its cut layers are {', '.join(names)}.",
+        hint=did_you_mean(cut, names),
+        cut=cut,
+    )
 
 
 def take_segment(network: StagedNetwork, cut: str) -> nn.Sequential:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toolkit.errors import PlanError, ProfileError, did_you_mean
 from toolkit.plan.cost import CutCost, DeviceInput, Objective, ServerInput, cut_cost
+from toolkit.plan.estimate import with_every_cut
 from toolkit.plan.feasible import Constraints, no_cut_error
 from toolkit.plan.reason import duration, reason
 from toolkit.plan.schema import DevicePlan, Infeasible, Limit, Neighbour, Plan
@@ -191,6 +192,7 @@ def _menu(
     batch_size: int,
     pin: str | None,
 ) -> _Menu:
+    device = replace(device, profile=with_every_cut(device.profile))
     rows = device.profile.cuts
     known = [row.cut for row in rows]
     if pin is not None and pin not in known:
@@ -274,6 +276,7 @@ def _device_plan(
         device=device.name,
         profile=device.profile.name,
         known=device.profile.provenance.kind,
+        estimated=device.profile.cuts[cost.depth].unmeasured,
         cut=cost.cut,
         n_batches=device.n_batches,
         n_held_out_batches=device.n_held_out_batches,
@@ -296,6 +299,7 @@ def _device_plan(
             barred=barred,
             deeper=deeper,
             pinned=pinned,
+            estimated=device.profile.cuts[cost.depth].unmeasured,
         ),
         pinned=pinned,
         link_assumed=device.link.provenance == "assumed",

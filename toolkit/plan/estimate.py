@@ -1,4 +1,8 @@
-"""A profile carried over to a batch size that was not measured: along the line through those that were."""
+"""A profile carried over to what was not measured: another batch size, and cuts between those that were.
+
+A step's time is taken as a line over the batch size: what it costs whatever the batch, and what each sample adds. The
+first grows with the layers it passes, the second with their FLOP.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,8 @@ def for_batch_size(profile: Profile, batch_size: int) -> Profile:
     training = profile.training
     if training is None or training.batch_size == batch_size:
         return profile
-    measured = [row for row in profile.cuts if not row.failed]
+    profile = with_every_cut(profile)
+    measured = [row for row in profile.cuts if row.step_ms_mean]
     lines = {row.cut: _line(row, training.batch_size) for row in measured}
     if not all(line[0][0] / FURTHEST <= batch_size <= line[-1][0] * FURTHEST for line in lines.values()):
         raise ProfileError(
@@ -73,3 +78,77 @@ def _scaled(row: CutRow, step_ms: float, measured_size: int, batch_size: int) ->
         hand_over_ms={codec: ms * ratio for codec, ms in row.hand_over_ms.items()},
         peak_memory_mb=row.peak_memory_mb + max(more_mb, 0.0),
     )
+
+
+def with_every_cut(profile: Profile) -> Profile:
+    """Estimate the cuts that nobody measured from the nearest ones on either side that were; they stay marked.
+
+    A cut with no measured one before or behind it stays without numbers: a line is not drawn beyond its ends.
+    """
+    if profile.training is None or not any(_lacks_times(row) for row in profile.cuts):
+        return profile
+    rows = list(profile.cuts)
+    known = [index for index, row in enumerate(rows) if not (row.failed or row.unmeasured)]
+    for index, row in enumerate(rows):
+        before = max((k for k in known if k < index), default=None)
+        behind = min((k for k in known if k > index), default=None)
+        if _lacks_times(row) and before is not None and behind is not None:
+            sides = (profile.cuts[before], profile.cuts[behind])
+            rows[index] = _between(row, *sides, profile.training.batch_size)
+    return msgspec.structs.replace(profile, cuts=tuple(rows))
+
+
+def _lacks_times(row: CutRow) -> bool:
+    return row.unmeasured and not row.step_ms_mean
+
+
+def _between(row: CutRow, near: CutRow, far: CutRow, batch_size: int) -> CutRow:
+    """Put a row between a shallower and a deeper one."""
+    of_flop = _share(row.train_flop or row.flop, near.train_flop or near.flop, far.train_flop or far.flop)
+    of_layers = _share(row.n_layers, near.n_layers, far.n_layers) if row.n_layers else of_flop
+    fixed, a_sample = (
+        _mean(share, of_near, of_far)
+        for share, of_near, of_far in zip(
+            (of_layers, of_flop), _split(near, batch_size), _split(far, batch_size), strict=True
+        )
+    )
+    step_ms = fixed + a_sample * batch_size
+    closer = near if of_flop <= 1 / 2 else far
+    times, size = step_ms / closer.step_ms_mean, row.activation_bytes / closer.activation_bytes
+    return msgspec.structs.replace(
+        row,
+        step_ms_mean=step_ms,
+        step_ms_p50=closer.step_ms_p50 * times,
+        step_ms_p95=closer.step_ms_p95 * times,
+        step_cpu_ms=closer.step_cpu_ms * times,
+        n_steps=min(near.n_steps, far.n_steps),
+        step_ms_at={n: fixed + a_sample * int(n) for n in near.step_ms_at.keys() & far.step_ms_at.keys()},
+        hand_over_ms={codec: ms * size for codec, ms in closer.hand_over_ms.items()},
+        at_work_ms={
+            codec: step_ms + (ms - closer.step_ms_mean) * size for codec, ms in closer.at_work_ms.items()
+        },
+        # The deeper cut's process holds all that this one's does.
+        peak_memory_mb=far.peak_memory_mb,
+    )
+
+
+def _split(row: CutRow, batch_size: int) -> tuple[float, float]:
+    """Split a step's ms into what it costs whatever the batch, and what each sample adds: by least squares."""
+    line = _line(row, batch_size)
+    mean_size = sum(size for size, _ in line) / len(line)
+    mean_ms = sum(ms for _, ms in line) / len(line)
+    spread = sum((size - mean_size) ** 2 for size, _ in line)
+    if not spread:
+        return 0.0, row.step_ms_mean / batch_size
+    a_sample = max(sum((size - mean_size) * (ms - mean_ms) for size, ms in line) / spread, 0.0)
+    a_sample = min(a_sample, row.step_ms_mean / batch_size)
+    # Through the size that was measured longest.
+    return row.step_ms_mean - a_sample * batch_size, a_sample
+
+
+def _share(x: int, start: int, end: int) -> float:
+    return min(max((x - start) / (end - start), 0.0), 1.0) if end > start else 1 / 2
+
+
+def _mean(share: float, start: float, end: float) -> float:
+    return start + share * (end - start)

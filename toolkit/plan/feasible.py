@@ -66,6 +66,13 @@ class Constraints:
                 detail=f"it could not be measured: {row.failed}",
                 fix="a board with more memory or a smaller batch, then hsee profile again",
             )
+        if not row.step_ms_mean:
+            return Infeasible(
+                cut=row.cut,
+                constraint="measurement",
+                detail="nobody measured it, and it does not lie between cuts that were measured",
+                fix=f"hsee profile again, with {row.cut} among its --cuts",
+            )
         return self._memory(profile, row) or self._accuracy(row)
 
     def barred_by_deadline(self, cost: CutCost, *, n_batches: int) -> Infeasible | None:

@@ -17,6 +17,7 @@ def reason(
     barred: Infeasible | None,
     deeper: Neighbour | None,
     pinned: bool,
+    estimated: bool,
 ) -> str:
     """Say in one sentence what sets this device's pace, and what stands against a deeper cut.
 
@@ -30,6 +31,7 @@ def reason(
         barred: the next deeper cut, where the device can't take it.
         deeper: the next deeper cut that it could take.
         pinned: the cut was given, not chosen.
+        estimated: the cut's times lie between those of cuts that were measured.
     """
     name = f"the {limited_by}" if limited_by in ("uplink", "server") else limited_by
     head = f"{duration(max(cost.compute_ms, cost.upload_ms))} a batch, limited by {name}"
@@ -42,7 +44,8 @@ def reason(
         outlook = f"at the next cut, {deeper.cut}, {_longer_round(round_ms, deeper.round_ms)}"
     else:
         outlook = f"at the next cut, {deeper.cut}, {_dearer(objective, cost, n_batches, deeper)}"
-    return f"{'pinned; ' if pinned else ''}{head}: {pace}; {outlook}."
+    marks = f"{'pinned; ' if pinned else ''}{'estimated, not measured; ' if estimated else ''}"
+    return f"{marks}{head}: {pace}; {outlook}."
 
 
 def size(n_bytes: float) -> str:
@@ -62,14 +65,15 @@ def duration(ms: float) -> str:
 
 
 def _pace(cost: CutCost, limited_by: Limit, server_round_ms: float) -> str:
-    if limited_by == "server":
-        return (
-            f"the server needs {duration(server_round_ms)} a round for all devices, longer than any of them"
-        )
     step, upload = duration(cost.compute_ms), duration(cost.upload_ms)
-    if cost.compute_ms >= cost.upload_ms:
-        return f"computing takes {step}, and the upload ({upload}) happens meanwhile"
-    return f"the upload takes {upload}, and computing ({step}) happens meanwhile"
+    own = (
+        f"computing takes {step}, and the upload ({upload}) happens meanwhile"
+        if cost.compute_ms >= cost.upload_ms
+        else f"the upload takes {upload}, and computing ({step}) happens meanwhile"
+    )
+    if limited_by != "server":
+        return own
+    return f"{own}; but the server needs {duration(server_round_ms)} a round for all devices, longer than any of them"
 
 
 def _longer_round(now_ms: float, then_ms: float) -> str:

@@ -58,6 +58,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
         limited_by: what would have to improve first, for a shorter round or a deeper cut.
         reason: one sentence for people.
         pinned: the cut was given, not chosen.
+        estimated: this cut was not measured; its times lie between those of its neighbours.
         shallower: the next feasible cut towards the input.
         deeper: the next feasible cut towards the output.
     """
@@ -79,6 +80,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
     hand_over_ms: Ms = 0.0
     batch_bytes: Count = 0
     pinned: bool = False
+    estimated: bool = False
     link_assumed: bool = False
     shallower: Neighbour | None = None
     deeper: Neighbour | None = None
@@ -154,6 +156,7 @@ COMMENTS = {
     "devices.server_ms": "the server's step on one batch",
     "devices.device_ms": "the device's part of a round",
     "devices.limited_by": "compute | uplink | server | memory",
+    "devices.estimated": "this cut was not measured: its times lie between its neighbours'",
     "devices.pinned": "the cut was given, not chosen",
     "devices.link_assumed": "the link was not measured",
     "devices.shallower.round_ms": "the fleet's round, were this device cut there",

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import toolkit
 from toolkit.errors import BrokerError, HseeError, MachineError
-from toolkit.nn.cut import cut_layers, take_suffix
+from toolkit.nn.cut import cut_layers, no_such_cut, take_suffix
 from toolkit.nn.sizes import FLOAT32_BYTES, device_part
 from toolkit.nn.steps import Forward, build_device_model, device_step, make_optimizer, server_step
 from toolkit.nn.zoo import build_network
@@ -38,8 +39,12 @@ from toolkit.wire.tensors import CODECS
 
 SEED = 0
 COPY_BYTES = 16 * BYTES_PER_MB
-BUDGET_S = 100.0
-"""For the steps of all cuts together: starting children and what stands beside the steps come on top."""
+MOST_CUTS = 8
+"""So many are measured unless cuts are named: three minutes are too short for more."""
+BESIDE_S = 8.0
+"""For codecs and other batch sizes of one cut, beside its steps."""
+LEAST_S = 2.0
+"""For the steps of one cut, however late it is."""
 BESIDE = Pace(block_s=0.1, settled_within=0.1, warm_max_s=0.2, n_min=5, min_s=0.5, max_s=1.0)
 AT_ONCE = Pace(block_s=0.04, settled_within=1.0, warm_max_s=0.04, n_min=2, min_s=0.12, max_s=0.3)
 Pass = tuple[nn.Module, Sequence[int], bool]
@@ -72,6 +77,20 @@ class Facts:
     train_flop: int
     suffix_flop: int
     n_parameters: int
+    n_layers: int
+
+    def row(self) -> CutRow:
+        """The cut with what was counted, unmeasured."""
+        return CutRow(
+            cut=self.cut,
+            unmeasured=True,
+            flop=self.flop,
+            train_flop=self.train_flop,
+            suffix_flop=self.suffix_flop,
+            n_parameters=self.n_parameters,
+            n_layers=self.n_layers,
+            activation_bytes=math.prod(self.shape) * FLOAT32_BYTES,
+        )
 
 
 def describe(request: Request, cuts: Sequence[str]) -> list[Facts]:
@@ -81,7 +100,7 @@ def describe(request: Request, cuts: Sequence[str]) -> list[Facts]:
     """
     model = request.model
     passes: list[Pass] = []
-    shapes, n_parameters = [], []
+    shapes, n_parameters, n_layers = [], [], []
     for cut in cuts:
         network = build_network(model, seed=SEED)
         device, shape = device_part(network, model, cut, exit_head=request.exit_head, seed=SEED)
@@ -89,11 +108,12 @@ def describe(request: Request, cuts: Sequence[str]) -> list[Facts]:
         passes.append((take_suffix(network, cut), shape, False))
         shapes.append(shape)
         n_parameters.append(sum(p.numel() for p in device.parameters()))
+        n_layers.append(sum(any(True for _ in m.parameters(recurse=False)) for m in device.modules()))
     flop = flop_apart(passes)
     return [
-        Facts(cut, shape, flop=once, train_flop=train, suffix_flop=suffix, n_parameters=n)
-        for cut, shape, n, once, train, suffix in zip(
-            cuts, shapes, n_parameters, flop[::3], flop[1::3], flop[2::3], strict=True
+        Facts(cut, shape, flop=once, train_flop=train, suffix_flop=suffix, n_parameters=n, n_layers=layers)
+        for cut, shape, n, layers, once, train, suffix in zip(
+            cuts, shapes, n_parameters, n_layers, flop[::3], flop[1::3], flop[2::3], strict=True
         )
     ]
 
@@ -214,8 +234,9 @@ def measure_cut(request: Request, facts: Facts, *, pace: Pace, factor: float) ->
         at_work_ms = {codec: round(of_board(t).mean_ms, 4) for codec, t in times.at_work.items()}
     else:
         timing, peak_bytes = of_board(measure_suffix(request, facts, pace)), resident_bytes(peak=True)
-    return CutRow(
-        cut=facts.cut,
+    return msgspec.structs.replace(
+        facts.row(),
+        unmeasured=False,
         step_ms_mean=round(timing.mean_ms, 4),
         step_ms_p50=round(timing.p50_ms, 4),
         step_ms_p95=round(timing.p95_ms, 4),
@@ -225,11 +246,6 @@ def measure_cut(request: Request, facts: Facts, *, pace: Pace, factor: float) ->
         hand_over_ms=hand_over_ms,
         at_work_ms=at_work_ms,
         peak_memory_mb=round(peak_bytes / BYTES_PER_MB, 1),
-        flop=facts.flop,
-        train_flop=facts.train_flop,
-        suffix_flop=facts.suffix_flop,
-        n_parameters=facts.n_parameters,
-        activation_bytes=math.prod(facts.shape) * FLOAT32_BYTES,
     )
 
 
@@ -270,6 +286,30 @@ def copy_bytes_per_s() -> float:
     return 2 * COPY_BYTES / timing.mean_ms * 1e3
 
 
+def choose_measured(cuts: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Choose the cuts to measure: those that are named, else at most ``MOST_CUTS`` from the first to the last.
+
+    Raises: CutError: the model has no such cut.
+    """
+    for cut in wanted:
+        if cut not in cuts:
+            raise no_such_cut(cut, cuts)
+    if wanted or len(cuts) <= MOST_CUTS:
+        return tuple(cut for cut in cuts if not wanted or cut in wanted)
+    depths = np.linspace(0, len(cuts) - 1, MOST_CUTS).round().astype(int)
+    return tuple(cuts[depth] for depth in depths)
+
+
+def pace_for(request: Request, n_cuts: int) -> Pace:
+    """Choose how long to measure each of the cuts that are left."""
+    if request.quick:
+        return QUICK
+    if not request.until_s:
+        return THOROUGH
+    left_s = (request.until_s - time.monotonic()) / n_cuts - BESIDE_S
+    return THOROUGH.at_most(max(left_s, LEAST_S) / (2 if request.broker else 1))
+
+
 def answer(request: Request, say: Callable[[Answer], None]) -> None:
     """Measure what is asked, saying each row as it is done.
 
@@ -282,7 +322,8 @@ def answer(request: Request, say: Callable[[Answer], None]) -> None:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-    say(Ready(cuts=cuts, software=software))
+    chosen = choose_measured(cuts, request.cuts) if request.side == "device" else cuts
+    say(Ready(cuts=cuts, chosen=chosen, software=software))
     # Before the limits hold, because it is slow where the CPU is scarce.
     described = describe(request, cuts[request.first :][: request.n_cuts or None])
     factor = 1.0
@@ -293,13 +334,18 @@ def answer(request: Request, say: Callable[[Answer], None]) -> None:
             factor = slowdown(request.limits, threads=request.threads)
     if request.side == "device" and not request.first:
         say(Copied(bytes_per_s=round(copy_bytes_per_s() / factor)))
-    pace = QUICK if request.quick else THOROUGH.at_most(BUDGET_S / len(cuts) / (2 if request.broker else 1))
+    n_left = sum(cut in chosen for cut in cuts[request.first :])
     for facts in described:
+        if facts.cut not in chosen:
+            say(Measured(row=facts.row()))
+            continue
         refusal = memory_refusal(request, facts, held_bytes=resident_bytes(), room_bytes=room(request))
         if refusal:
             say(Measured(row=CutRow(cut=facts.cut, failed=refusal)))
         else:
+            pace = pace_for(request, n_left)
             say(Measured(row=measure_cut(request, facts, pace=pace, factor=factor)))
+        n_left -= 1
 
 
 def main() -> int:

@@ -34,6 +34,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         side: the device's step at each cut, or the server's.
         first: index of the first cut to measure, shallow first.
         n_cuts: how many; 0 means to the last.
+        cuts: the only ones to measure, the others are counted; none means a spread of all.
+        until_s: on the system's monotonic clock, when all cuts from ``first`` on should be done; 0 for no hurry.
         broker: through which an agent's whole work is timed too.
     """
 
@@ -45,6 +47,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool
     first: int
     n_cuts: int
+    cuts: tuple[str, ...] = ()
+    until_s: float = 0.0
     limits: Limits | None = None
     broker: BrokerWay | None = None
 
@@ -59,9 +63,10 @@ class OnnxRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
-    """The child has built the model; comes first."""
+    """The child has built the model; comes first. ``chosen`` are the cuts that are measured, the others are counted."""
 
     cuts: tuple[str, ...]
+    chosen: tuple[str, ...]
     software: dict[str, str]
 
 

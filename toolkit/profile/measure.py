@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import IO
@@ -40,6 +41,8 @@ from toolkit.profile.schema import (
 )
 from toolkit.wire.job import ModelSpec, Name
 
+BUDGET_S = 140.0
+"""For all cuts together; the link takes up to half a minute more, and three minutes are the promise."""
 CHILD = (sys.executable, "-m", "toolkit.profile.child")
 OnRow = Callable[[CutRow | InferenceRow, int], None]
 """Called with each row when it is done, and the number of rows of its kind there will be."""
@@ -61,6 +64,7 @@ class _Measurement:
         self.on_row = on_row
         self.rows: list[CutRow] = []
         self.cuts: tuple[str, ...] = ()
+        self.chosen: tuple[str, ...] = ()
         self.software: dict[str, str] = {}
         self.mechanism: Mechanism = "factor"
         self.copy_bytes_per_s: float | None = None
@@ -71,9 +75,7 @@ class _Measurement:
         Raises: HseeError: the child refused the request. MachineError: it could not even begin.
         """
         while not self.cuts or len(self.rows) < len(self.cuts):
-            request = msgspec.structs.replace(
-                self.request, first=len(self.rows), n_cuts=0 if self.request.quick else 1
-            )
+            request = msgspec.structs.replace(self.request, first=len(self.rows), n_cuts=self._n_next())
             wanted = len(self.rows) + 1
             # Closed at once whatever is raised here, so that no child outlives its measurement.
             with contextlib.closing(_child(request)) as answers:
@@ -85,14 +87,21 @@ class _Measurement:
             if len(self.rows) < wanted:
                 self._died(_Death(returncode=0, last_words="it ended without measuring"))
 
+    def _n_next(self) -> int:
+        """How many rows the next child makes: one that is measured, after those before it that are only counted."""
+        if self.request.quick:
+            return 0
+        left = self.cuts[len(self.rows) :]
+        return next((n for n, cut in enumerate(left, start=1) if cut in self.chosen), len(left)) or 1
+
     def emulation(self, limits: Limits) -> Emulation:
         """Name the limits together with what enforced them."""
         return Emulation(cpu_percent=limits.cpu_percent, memory_mb=limits.memory_mb, mechanism=self.mechanism)
 
     def _take(self, answer: Answer) -> None:
         match answer:
-            case Ready(cuts=cuts, software=software):
-                self.cuts, self.software = cuts, software
+            case Ready(cuts=cuts, chosen=chosen, software=software):
+                self.cuts, self.chosen, self.software = cuts, chosen, software
             case Limited(mechanism=mechanism):
                 self.mechanism = mechanism
             case Copied(bytes_per_s=bytes_per_s):
@@ -136,6 +145,7 @@ def measure(
     link: Link | None = None,
     onnx: Sequence[Path] = (),
     broker: BrokerWay | None = None,
+    cuts: Sequence[str] = (),
     on_row: OnRow | None = None,
 ) -> Profile:
     """Measure this board, or the one that ``limits`` make of it.
@@ -153,6 +163,7 @@ def measure(
         link: goes into the profile as it is.
         onnx: exported files to time, one sample at a time.
         broker: through which an agent's whole work is timed too.
+        cuts: the only ones to measure; the others are counted. By default a spread of all.
         on_row: called with each row.
     Returns: a row for every candidate cut, failed ones included.
     Raises: MissingPartError: torch is not installed. ModelError: no such model, option or head.
@@ -172,6 +183,8 @@ def measure(
         quick=quick,
         first=0,
         n_cuts=0,
+        cuts=tuple(cuts),
+        until_s=0.0 if quick else time.monotonic() + BUDGET_S,
         limits=limits,
         broker=broker,
     )
@@ -263,6 +276,7 @@ def command_line(request: Request, *, name: str, link: Link | None, onnx: Sequen
     words += [f"--option={key}={value}" for key, value in model.options.items()]
     words += ["--emulate", f"{limits.cpu_percent:g}%,{limits.memory_mb}"] if limits else []
     words += ["--quick"] if request.quick else []
+    words += ["--cuts", ",".join(request.cuts)] if request.cuts else []
     words += ["--link", link.name] if link is not None and link.provenance == "assumed" else []
     words += [f"--onnx={path.name}" for path in onnx]
     words += ["--name", name] if name else []

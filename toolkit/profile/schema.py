@@ -133,6 +133,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate cut: what a training step of its segment and exit took. A failed row has no numbers.
 
+    A row that nobody measured has what can be counted: FLOP, layers, parameters, bytes. A plan reads its times off a line
+    between its measured neighbours.
+
     Attributes:
         cut: the stage after which the network is cut.
         step_ms_mean: of one batch: forward, backward and optimizer step; the median over blocks of steps of each
@@ -149,6 +152,8 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
         train_flop: forward and backward pass of one sample.
         suffix_flop: forward pass of what stays at the coordinator, for one sample.
         n_parameters: of segment and exit.
+        n_layers: with parameters, of segment and exit: each costs a time that no batch size changes.
+        unmeasured: it was not asked for; times and memory are missing.
         activation_bytes: one sample's activations at the cut, float32.
         failed: why nothing was measured; empty when it was.
     """
@@ -163,6 +168,8 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     suffix_flop: Count = 0
     n_parameters: Count = 0
     activation_bytes: Count = 0
+    n_layers: Count = 0
+    unmeasured: bool = False
     step_cpu_ms: Milliseconds = 0.0
     step_ms_at: dict[str, Annotated[float, Meta(gt=0, lt=1e9)]] = {}
     train_flop: Count = 0
@@ -173,7 +180,7 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.failed:
             return
-        for name in NUMBERS:
+        for name in COUNTED if self.unmeasured else (*MEASURED, *COUNTED):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 msg = f"row {self.cut!r} needs {name} above 0, got {value}"
@@ -190,17 +197,8 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.train_flop * batch_size / self.step_ms_mean * 1e3 if self.step_ms_mean else 0.0
 
 
-NUMBERS = (
-    "step_ms_mean",
-    "step_ms_p50",
-    "step_ms_p95",
-    "n_steps",
-    "peak_memory_mb",
-    "flop",
-    "suffix_flop",
-    "n_parameters",
-    "activation_bytes",
-)
+MEASURED = ("step_ms_mean", "step_ms_p50", "step_ms_p95", "n_steps", "peak_memory_mb")
+COUNTED = ("flop", "suffix_flop", "n_parameters", "activation_bytes")
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,6 +265,7 @@ COMMENTS = {
     "cuts.flop": "2 x MAC; forward of segment and exit, one sample",
     "cuts.suffix_flop": "2 x MAC; forward of the rest, at the coordinator, one sample",
     "cuts.activation_bytes": "float32, one sample",
+    "cuts.unmeasured": "a plan estimates it from the cuts beside it",
 }
 
 

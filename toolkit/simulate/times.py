@@ -13,6 +13,7 @@ from toolkit.link.virtual import Line
 from toolkit.nn.cut import activation_shape, cut_layers, take_segment
 from toolkit.nn.zoo import build_network
 from toolkit.plan.cost import ASSUMED_LINK, ServerInput
+from toolkit.plan.estimate import with_every_cut
 from toolkit.plan.schema import Plan, parse_plan
 from toolkit.profile.link import Link
 from toolkit.profile.schema import Profile, misfit, parse_profile
@@ -147,7 +148,7 @@ def _from_profiles(scenario: Scenario, model: ModelSpec) -> FleetTimes:
     batch_size = scenario.run.batch_size
     devices, server_step_s, whole_s = {}, {}, 0.0
     for name, profile in profiles.items():
-        rows = [row for row in profile.cuts if not row.failed]
+        rows = [row for row in with_every_cut(profile).cuts if row.step_ms_mean]
         deepest = rows[-1]
         both = (deepest.flop + deepest.suffix_flop) / deepest.flop
         own = DeviceTimes(
