@@ -15,6 +15,7 @@ import msgspec
 from device_agent.agent import Agent
 from device_agent.identity import HeldIdentity, device_id, new_boot_nonce
 from device_agent.local_data import LocalData, load_local_data
+from device_agent.sending import Conduct
 from device_agent.service import ServiceManager
 from device_agent.signals import StopSignals, TerminatedError
 from device_agent.telemetry import Reporter
@@ -189,7 +190,9 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
         measure=measure,
         clock=time.monotonic,
         say=tell,
-        accept_weights=settings.device.accept_weights,
+        conduct=Conduct(
+            accept_weights=settings.device.accept_weights, trains_alone=settings.device.train_alone
+        ),
     )
     with ExitStack() as at_end:
         at_end.callback(manager.close)

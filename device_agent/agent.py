@@ -6,12 +6,12 @@ step is computed. torch is loaded by the trainer, when a job arrives.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 
 from device_agent.drift import PaceWatch
 from device_agent.fetching import Fetching
+from device_agent.sending import USUAL_CONDUCT, Conduct, Sender
 from device_agent.trains_rounds import TrainsRounds
 from toolkit import __version__
 from toolkit.errors import (
@@ -22,12 +22,12 @@ from toolkit.errors import (
     RemoteProtocolError,
     RunError,
 )
+from toolkit.failpoints import failpoint
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received
-from toolkit.wire import chunks, frames, payloads, session, weights
+from toolkit.wire import frames, session, weights
 from toolkit.wire.job import Job
-from toolkit.wire.limits import DEFAULT_CHUNK_BYTES, PROTOCOL_VERSION
+from toolkit.wire.limits import PROTOCOL_VERSION
 from toolkit.wire.messages import (
-    Acceptance,
     Assignment,
     Bye,
     Chunk,
@@ -77,7 +77,7 @@ class Agent:
         measure: called when the coordinator asks for a profile; returns it as TOML text.
         clock: monotonic seconds.
         say: takes each line that whoever watches should read.
-        accept_weights: whether this device lets a coordinator influence its weights.
+        conduct: what this device does and lets be done to it.
         connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
@@ -94,7 +94,7 @@ class Agent:
         measure: Callable[[MeasureRequest], str],
         clock: Callable[[], float],
         say: Callable[[str], None],
-        accept_weights: Acceptance = "never",
+        conduct: Conduct = USUAL_CONDUCT,
         connect_s: float = CONNECT_S,
     ) -> None:
         self._link = link
@@ -106,7 +106,9 @@ class Agent:
         self._measure = measure
         self._clock = clock
         self._say = say
-        self._accept_weights = accept_weights
+        self._conduct = conduct
+        self._sender = Sender(link, topics, device, conduct)
+        self._alone_said = False
         self._session = DeviceState(boot_nonce)
         self._trainer: TrainsRounds | None = None
         self._job: Job | None = None
@@ -206,8 +208,15 @@ class Agent:
     def _work(self) -> bool:
         """Do one piece of work; whether there may be more at once."""
         trainer, flow = self._trainer, self._session.flow
-        if trainer is None or flow is None or self.over or self.phase is not DevicePhase.TRAINING:
+        if trainer is None or self.over:
             return False
+        if self._session.is_alone(self._clock()):
+            return self._train_extra(trainer)
+        if flow is None or self.phase is not DevicePhase.TRAINING:
+            return False
+        return self._work_on(flow, trainer)
+
+    def _work_on(self, flow: State, trainer: TrainsRounds) -> bool:
         if flow.round != trainer.round:
             self._finish_round(trainer)
             trainer.enter_round(flow.round, flow.next - 1)
@@ -231,11 +240,25 @@ class Agent:
         if batch is None and trainer.seq < min(seq, trainer.n_train):
             self._train(trainer)  # one step a call, so that the link is heard in between
             return True
-        if seq > trainer.n_batches:
-            self._send_weights(seq, trainer)
-        else:
-            self._send(seq, batch or trainer.make_again(seq))
+        state, job = self._session, self._job
+        if job is not None:
+            if seq > trainer.n_batches:
+                n_bytes = self._sender.send_weights(state, job, seq, trainer)
+            else:
+                n_bytes = self._sender.send_batch(state, job, seq, batch or trainer.make_again(seq))
+            if self._pace is not None:
+                self._pace.sent(n_bytes)
         self._feed(session.Sent(seq, self._clock()))
+        return True
+
+    def _train_extra(self, trainer: TrainsRounds) -> bool:
+        """Rule 8: with no coordinator heard for its lease, a device trains on."""
+        if not self._conduct.trains_alone:
+            return False
+        if not self._alone_said:
+            self._alone_said = True
+            self._say("no coordinator heard for a while: training on alone; such steps are extra")
+        trainer.train_extra()
         return True
 
     def _train(self, trainer: TrainsRounds) -> None:
@@ -261,43 +284,6 @@ class Agent:
         self._up(pace)
         for advice in self._pace.advice(pace):
             self._say(advice)
-
-    def _send(self, seq: int, batch: Batch) -> None:
-        state, flow, job = self._session, self._session.flow, self._job
-        if flow is None or job is None or state.run is None:
-            return
-        address = payloads.PayloadAddress(
-            device=self._device,
-            round=flow.round,
-            seq=seq,
-            term=state.term,
-            incarnation=state.incarnation,
-            plan_version=state.plan_version,
-            cut=job.cut,
-        )
-        self._send_payload(state.run, payloads.encode(address, batch, job.codec))
-
-    def _send_weights(self, seq: int, trainer: TrainsRounds) -> None:
-        state, flow, job = self._session, self._session.flow, self._job
-        if flow is None or job is None or state.run is None:
-            return
-        address = weights.WeightsAddress(
-            device=self._device,
-            round=flow.round,
-            seq=seq,
-            term=state.term,
-            incarnation=state.incarnation,
-            plan_version=state.plan_version,
-            cut=job.cut,
-            segment_step=trainer.n_steps,
-        )
-        self._send_payload(state.run, weights.encode_weights(address, trainer.weights(), job.sync.codec))
-
-    def _send_payload(self, run: str, payload: bytearray) -> None:
-        if self._pace is not None:
-            self._pace.sent(len(payload))
-        for chunk in chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
-            self._link.publish(self._topics.up(run, self._device), chunk)
 
     def _ask_for(self, round_: int, fetching: Fetching) -> None:
         state, trainer = self._session, self._trainer
@@ -394,7 +380,7 @@ class Agent:
     def _begin(self, assignment: Assignment) -> None:
         job = assignment.job
         # PROTOCOL.md 19: "A device whose own settings do not accept that MUST refuse such an assignment and stop"
-        if job.influence and self._accept_weights == "never":
+        if job.influence and self._conduct.accept_weights == "never":
             raise RefusedError(
                 f"The coordinator would influence this device's weights ({job.influence}); its own settings do not"
                 " accept that: device.accept_weights = never.",
@@ -405,6 +391,7 @@ class Agent:
             self._say(f"server influences devices: {f'yes ({job.influence})' if job.influence else 'no'}")
             self._say(f"cut after {job.cut}: training its segment and exit for run {job.run}")
             self._ready.clear()
+            failpoint("device.welcome_unsaved")
             self._job, self._trainer = job, self._make_trainer(job)
             self._pace = PaceWatch(self._profile, device=self._device, job=job)
             self._fetching = Fetching(max_bytes=self._trainer.max_lowered_bytes) if job.influence else None
@@ -425,7 +412,7 @@ class Agent:
                 profile=self._profile,
                 trained_round=self.trained[0],
                 trained_seq=self.trained[1],
-                accept_weights=self._accept_weights,
+                accept_weights=self._conduct.accept_weights,
             )
         )
 

@@ -1,6 +1,7 @@
 """What a device keeps of a run on its own disk.
 
 training.safetensors   segment, exit head, momentum and cursor: what training goes on from
+training.before.*      the same as it was saved before: read if the newer one is damaged
 segment.* held_out.npz the held segment, best so far: what export reads (toolkit/nn/segment_record.py)
 fenced                 a newer process speaks for this device; says when
 """
@@ -8,24 +9,28 @@ fenced                 a newer process speaks for this device; says when
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.disk import FileLock, write_atomically
-from toolkit.errors import CheckpointError, RunError
+from toolkit.disk import SYSTEM_DISK, Disk, write_atomically
+from toolkit.errors import CheckpointError, RunError, writing
+from toolkit.failpoints import failpoint
 from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord, read_record
-from toolkit.nn.weights import load_tensors, save_tensors
+from toolkit.nn.weights import save_tensors
 from toolkit.wire.job import Job
 
 MAX_HELD_OUT = 10_000
 """Held-out samples kept for export: parity is checked on no more (``promises.md`` O6)."""
-_CURSOR = "cursor"
+TRAINING_FILE, BEFORE_FILE = "training.safetensors", "training.before.safetensors"
+
+T = TypeVar("T")
 
 
 class DeviceFolder:
@@ -33,18 +38,20 @@ class DeviceFolder:
 
     Args:
         path: of the folder; made if missing.
+        disk: that holds it.
 
     Raises: RunError: another process of this device holds it. MachineError: the disk refuses it; so do the
         methods that write.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, disk: Disk = SYSTEM_DISK) -> None:
         self.path = path
+        self._disk = disk
         taken = RunError(
             f"Another agent process of this device is at work in {path}.",
             hint="One device id is one process: stop the other, or give this one another --id.",
         )
-        self._lock = FileLock(path / "lock", taken=taken)
+        self._lock = disk.hold(path / "lock", taken=taken)
 
     def check_job(self, job: Job) -> None:
         """Check that what is held here was trained for this job, and not for an earlier run of the same name.
@@ -58,22 +65,44 @@ class DeviceFolder:
                 path=str(self.path),
             )
 
-    def load_training(self) -> tuple[dict[str, torch.Tensor], tuple[int, int, int]] | None:
-        """Read what training goes on from.
+    def load_training(self, load: Callable[[bytes, Path], T]) -> T | None:
+        """Go on from what was saved last; from what was saved before, if that is damaged.
 
-        Returns: tensors and (round, seq, steps), or None where there is nothing yet.
-        Raises: CheckpointError: damaged.
+        Args:
+            load: puts content back, or raises CheckpointError and changes nothing.
+        Returns: what ``load`` gave, or None where there is nothing yet.
+        Raises: CheckpointError: both are damaged.
         """
-        path = self.path / "training.safetensors"
-        if not path.exists():
-            return None
-        tensors = load_tensors(path)
-        round_, seq, n_steps = tensors.pop(_CURSOR).tolist()
-        return tensors, (round_, seq, n_steps)
+        problem: CheckpointError | None = None
+        for name in (TRAINING_FILE, BEFORE_FILE):
+            path = self.path / name
+            if not self._disk.exists(path):
+                continue
+            try:
+                return load(self._disk.read(path), path)
+            except CheckpointError as exc:
+                problem = problem or exc
+        if problem is not None:
+            raise problem
+        return None
 
-    def save_training(self, tensors: Mapping[str, torch.Tensor], cursor: tuple[int, int, int]) -> None:
-        """Write what training goes on from, atomically."""
-        save_tensors(self.path / "training.safetensors", {**tensors, _CURSOR: torch.tensor(cursor)})
+    def save_training(self, content: bytes) -> None:
+        """Write what training goes on from, atomically; what was saved before it is kept too.
+
+        Raises: MachineError: the disk refuses it; what was saved last is whole.
+        """
+        path, disk = self.path / TRAINING_FILE, self._disk
+        beside = path.with_name(path.name + ".new")
+        with writing(path):
+            disk.write(beside, content)
+            failpoint("device.temp_written")
+            disk.sync(beside)
+            failpoint("device.synced")
+            if disk.exists(path):
+                disk.rename(path, self.path / BEFORE_FILE)
+            disk.rename(beside, path)
+            failpoint("device.renamed")
+            disk.sync_folder(self.path)
 
     def best_accuracy(self) -> float:
         """Held-out accuracy of the held segment; -1 where there is none yet."""

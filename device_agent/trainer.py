@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from device_agent.course import CHECKPOINT_EVERY_S, Course, Cursor
 from device_agent.local_data import LocalData
 from device_agent.state import DeviceFolder
 from toolkit.errors import RemoteProtocolError, TrainingError
@@ -28,18 +30,22 @@ from toolkit.nn.steps import (
     device_step,
     lr_at,
 )
-from toolkit.nn.weights import load_training_state, training_state
+from toolkit.nn.weights import content_of, load_training_state, tensors_of, training_state
 from toolkit.runtime.preprocess import normalise
 from toolkit.wire.job import Job
 from toolkit.wire.messages import Lowered, PayloadKind
 from toolkit.wire.payloads import Batch
 from toolkit.wire.weights import FlatWeights, to_logits, to_weights
 
+CURSOR = "cursor"
+"""Name of the tensor that says how far training has come."""
+EXTRA_ROUND = 2**31
+"""The recipes of extra steps are those of rounds from this one on: a run has fewer."""
 TAKEN = "taken/"
 """What the names of tensors begin with that the coordinator handed down, in what training goes on from."""
 
 
-class Trainer:
+class Trainer(Course):
     """One device's side of a run.
 
     A round's list is its training batches (seq 1..n_train) and then its held-out batches. Training moves along the
@@ -52,18 +58,26 @@ class Trainer:
         data: of this board.
         folder: training goes on from what it holds.
         compute: "auto", "cpu" or "cuda".
+        checkpoint_every_s: longest training that a power cut may cost.
 
     Raises: ModelError, CutError: the job names what this version does not have. CheckpointError: saved state is
         damaged or of another run.
     """
 
     def __init__(
-        self, job: Job, *, device: str, data: LocalData, folder: DeviceFolder, compute: str = "auto"
+        self,
+        job: Job,
+        *,
+        device: str,
+        data: LocalData,
+        folder: DeviceFolder,
+        compute: str = "auto",
+        checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     ) -> None:
+        super().__init__(folder, checkpoint_every_s=checkpoint_every_s)
         torch.set_num_threads(job.threads)
         self._job = job
         self._device = device
-        self._folder = folder
         self._torch_device = choose_compute(compute)
         self._fingerprint = data.fingerprint
         self._x, self._y = self._prepare(data.train)
@@ -81,21 +95,11 @@ class Trainer:
         self.layout = layout_of(self._model.modules, with_momentum=job.sync.momentum == "average")
         self.n_train = steps_in_round(len(self._y), job.batch_size, job.round_steps)
         self._n_eval = eval_batches_in_round(len(self._held_y), job.batch_size, job.eval_samples)
-        self.round = 0
-        self.seq = 0
-        self._furthest = (0, 0)
-        self.n_steps = 0
         self.lowered_round = 0
         self._teacher: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._finished_round = 0
         self._best_accuracy = folder.best_accuracy()
         folder.check_job(job)
-        saved = folder.load_training()
-        if saved is not None:
-            tensors, (self.round, self.seq, self.n_steps) = saved
-            self._load_taken({n: tensors.pop(n) for n in list(tensors) if n.startswith(TAKEN)})
-            load_training_state(self._model.modules, self._model.optimizer, tensors)
-            self._finished_round = self.round if self.seq >= self.n_train else self.round - 1
+        self.take_up()
 
     @property
     def n_eval(self) -> int:
@@ -118,35 +122,11 @@ class Trainer:
         """Whether nothing was trained since the round began: what is handed down can be taken."""
         return self.seq == 0 or self.n_steps == 0
 
-    def enter_round(self, round_: int, seq: int) -> None:
-        """Go to a round; what an earlier one still owed is not trained on any more.
-
-        A batch is trained on once: in a round that is over, batches are made again and nothing is trained. And none
-        is left out because somebody says that it came already, except by a device that has lost what it learned.
-
-        Args:
-            round_: the open one.
-            seq: of it, the last that a device without any training starts after: 0 at the beginning.
-        """
-        if round_ == self.round:
-            return
-        if self.round:
-            self.finish_round()
-        self._furthest = reached, reached_seq = self._cursor()
-        self.round = round_
-        if round_ < reached:
-            self.seq = self.n_train
-        elif round_ == reached:
-            self.seq = reached_seq
-        else:
-            self.seq = 0 if reached else min(seq, self.n_train)
-
-    def train_next(self) -> Batch:
-        """Train on the next batch of the round.
+    def _step(self, seq: int) -> Batch:
+        """See :class:`Course`.
 
         Raises: TrainingError: the loss is not finite.
         """
-        seq = self.seq + 1
         x, y, seed = self._batch(seq)
         self._model.optimizer.lr = lr_at(self._job.optimizer, round_=self.round, rounds=self._job.rounds)
         forward = device_step(
@@ -158,18 +138,17 @@ class Trainer:
             from_server=self._job.from_server,
             teacher=self._teacher_of(seq),
         )
-        if not math.isfinite(forward.objective):
-            raise TrainingError(
-                f"The exit's loss of device {self._device!r} is {forward.objective} in round {self.round}, step {seq}.",
-                hint="Lower the learning rate (run.lr), or look for damaged samples in this device's data.",
-                device=self._device,
-                round=self.round,
-                step=seq,
-            )
-        batch = self._to_batch("train", forward, y)
-        self.seq = seq
-        self.n_steps += 1
-        return batch
+        self._check_loss(forward.objective, f"round {self.round}, step {seq}", step=seq)
+        return self._to_batch("train", forward, y)
+
+    def _extra_step(self, index: int) -> None:
+        """See :class:`Course`: on the batches of rounds that no run has."""
+        n_train = self.n_train
+        recipe = self._recipe(EXTRA_ROUND + (index - 1) // n_train, (index - 1) % n_train + 1)
+        x, y = self._tensors(self._x[recipe.indices], self._y[recipe.indices])
+        self._model.optimizer.lr = lr_at(self._job.optimizer, round_=self.round, rounds=self._job.rounds)
+        forward = device_step(self._model, x, y, seed=recipe.seed, among_exits=self._job.among_exits)
+        self._check_loss(forward.objective, f"extra step {index}", step=index)
 
     def make_again(self, seq: int) -> Batch:
         """Make a batch of the list that training has passed, or a held-out one; changes nothing."""
@@ -210,31 +189,39 @@ class Trainer:
             self._teacher = of_sample, known
         self.lowered_round = header.round
 
-    def finish_round(self) -> float | None:
-        """Evaluate the exits on all held-out samples, keep the segment if it is the best so far, and save.
-
-        Returns: accuracy of the exit at the cut, or None where this round was finished already or is not evaluated.
-        """
-        if self._finished_round >= self.round:
+    def _evaluate(self) -> float | None:
+        """See :class:`Course`: all exits on all held-out samples."""
+        if not self._job.evaluates(self.round):
             return None
-        self._finished_round = self.round
-        accuracy = None
-        if self._job.evaluates(self.round):
-            accuracy, *shallow = self._held_out_accuracy()
-            if accuracy >= self._best_accuracy:  # ties to the latest
-                self._best_accuracy = accuracy
-                self._folder.save_best(self._model.modules.state_dict(), self._record(accuracy, shallow))
-        self.save()
+        accuracy, *shallow = self._held_out_accuracy()
+        if accuracy >= self._best_accuracy:  # ties to the latest
+            self._best_accuracy = accuracy
+            self._folder.save_best(self._model.modules.state_dict(), self._record(accuracy, shallow))
         return accuracy
 
-    def save(self) -> None:
-        """Write what training goes on from."""
+    def _content(self, cursor: Cursor) -> bytes:
+        """See :class:`Course`."""
         state = training_state(self._model.modules, self._model.optimizer) | self._taken()
-        self._folder.save_training(state, (*self._cursor(), self.n_steps))
+        return content_of({**state, CURSOR: torch.tensor(cursor)})
 
-    def _cursor(self) -> tuple[int, int]:
-        """How far training has come, as (round, seq)."""
-        return max(self._furthest, (self.round, self.seq))
+    def _load(self, content: bytes, where: Path) -> Cursor:
+        """See :class:`Course`."""
+        tensors = tensors_of(content, where=where)
+        taken = {name: tensors.pop(name) for name in list(tensors) if name.startswith(TAKEN)}
+        cursor = Cursor(*tensors.pop(CURSOR).tolist())
+        load_training_state(self._model.modules, self._model.optimizer, tensors)
+        self._load_taken(taken)
+        return cursor
+
+    def _check_loss(self, loss: float, where: str, *, step: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The exit's loss of device {self._device!r} is {loss} in {where}.",
+                hint="Lower the learning rate (run.lr), or look for damaged samples in this device's data.",
+                device=self._device,
+                round=self.round,
+                step=step,
+            )
 
     def _held_out_accuracy(self) -> list[float]:
         """Of the exit at the cut, then of those before it, shallow first."""

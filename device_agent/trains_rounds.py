@@ -45,6 +45,10 @@ class TrainsRounds(Protocol):
         """Train on the next batch."""
         ...
 
+    def train_extra(self) -> None:
+        """Train on a batch that is never owed."""
+        ...
+
     def make_again(self, seq: int) -> Batch:
         """Make a batch without training."""
         ...

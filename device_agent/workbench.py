@@ -59,6 +59,7 @@ class Workbench:
             data=self._data,
             folder=self._folder,
             compute=self._settings.device.compute,
+            checkpoint_every_s=self._settings.device.checkpoint_every_s,
         )
         self._enter_limits()
         return trainer

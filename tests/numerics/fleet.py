@@ -18,6 +18,7 @@ from coordinator.run_folder import RunFolder
 from coordinator.server import Coordinator
 from device_agent.agent import Agent
 from device_agent.local_data import LocalData
+from device_agent.sending import Conduct
 from device_agent.state import DeviceFolder
 from device_agent.trainer import Trainer
 from tests.numerics.oracle import Data, Round
@@ -232,7 +233,7 @@ def make_agent(member: Member, hub: MemoryBroker, clock: Clock, *, boot_nonce: b
         measure=measure,
         clock=clock,
         say=member.said.append,
-        accept_weights=member.accepts,
+        conduct=Conduct(accept_weights=member.accepts),
     )
 
 

@@ -25,7 +25,7 @@ from toolkit.bundle.archive import write_archive
 from toolkit.bundle.folder import open_bundle
 from toolkit.link.memory import MemoryBroker, MemoryLink
 from toolkit.nn.datasets import load_source
-from toolkit.nn.weights import content_of
+from toolkit.nn.weights import content_of, tensors_of
 from toolkit.wire import chunks, frames, payloads, tensors
 
 SEEN = []
@@ -56,8 +56,8 @@ with tempfile.TemporaryDirectory() as name:
     (kept,) = run.checkpoints.kept()
     kept.check(), kept.state(), kept.tensors()
     device = DeviceFolder(folder / "ant")
-    device.save_training({"w": torch.zeros(3)}, (1, 2, 3))
-    device.load_training()
+    device.save_training(content_of({"w": torch.zeros(3)}))
+    device.load_training(lambda content, path: tensors_of(content, where=path))
     device.save_held_out(np.zeros((2, 3), np.float32), np.zeros(2, np.int64))
     bundle = write_tiny_bundle(folder / "bundle")
     open_bundle(write_archive(bundle, folder / "one.hsee"))

@@ -87,6 +87,9 @@ class Counter:
         self.did.append(("train", self.round, self.seq))
         return self._batch(self.seq)
 
+    def train_extra(self):
+        self.did.append(("extra", self.round, self.seq))
+
     def make_again(self, seq):
         self.did.append(("again", self.round, seq))
         return self._batch(seq)
@@ -316,6 +319,33 @@ def test_a_lost_broker_is_told_once_and_the_device_says_hello_again(world):
     world.poll()
     assert [type(message) for message in world.heard()] == [Hello]
     assert sum(line.startswith("lost the broker") for line in world.said) == 1
+
+
+def test_a_device_that_hears_no_coordinator_trains_extra_steps_and_owes_them_to_nobody(world):
+    world.join()
+    world.state(1, 2)
+    world.poll()
+    world.heard()
+    world.hub.stop()
+    world.now = 29.0
+    world.poll()
+    assert ("extra", 1, 3) not in world.trainer.did
+    world.now = 31.0
+    world.poll(3)
+    assert world.trainer.did.count(("extra", 1, 3)) == 3
+    assert sum("training on alone" in line for line in world.said) == 1
+    world.hub.start()
+    world.server.poll(0)
+    world.server.poll(0)
+    world.server.subscribe(TOPICS.all_up(RUN))
+    world.tell_bridge("online")
+    world.poll()
+    world.welcome()
+    world.tell(Assignment(term=1, plan_version=1, job=JOB))
+    world.state(2, 4)
+    world.poll()
+    assert [message.seq for message in world.heard() if not isinstance(message, Hello)] == [2, 3]
+    assert [what for what in world.trainer.did if what[0] == "train"] == [("train", 1, n) for n in (1, 2, 3)]
 
 
 def test_what_is_no_message_is_counted_and_changes_nothing(world):

@@ -8,7 +8,7 @@ import torch
 
 from device_agent.local_data import LocalData
 from device_agent.state import DeviceFolder
-from device_agent.trainer import Trainer
+from device_agent.trainer import EXTRA_ROUND, Trainer
 from toolkit.errors import CheckpointError, MachineError, RunError, TrainingError
 from toolkit.nn.datasets import fingerprint, make_dataset
 from toolkit.nn.partition import split_held_out
@@ -256,3 +256,62 @@ def test_a_device_folder_that_can_not_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="Not a directory"):
         DeviceFolder(tmp_path / "file" / "dev")
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_training_is_saved_as_it_goes_and_no_more_often_than_it_is_told(make_trainer, tmp_path):
+    trainer = make_trainer()
+    clock = trainer._clock = Clock()
+    trainer._saved_at = 0.0
+    trainer.enter_round(1, 0)
+    trainer.train_next()
+    assert not (tmp_path / "a" / "training.safetensors").exists()
+    clock.now = 61.0
+    trainer.train_next()
+    written = saved(tmp_path, "a")
+    trainer.train_next()
+    assert saved(tmp_path, "a") == written
+    assert np.frombuffer(written["cursor"], np.int64).tolist() == [1, 2, 2, 0]
+
+
+def test_a_damaged_save_brings_back_the_one_before(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.enter_round(1, 0)
+    trainer.train_next()
+    trainer.save()
+    before = saved(tmp_path, "a")
+    trainer.train_next()
+    make_trainer.stop(trainer)
+    path = tmp_path / "a" / "training.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    again = make_trainer()
+    assert (again.round, again.seq, again.n_steps) == (1, 1, 1)
+    make_trainer.stop(again)
+    assert saved(tmp_path, "a") == before
+    for name in ("training.safetensors", "training.before.safetensors"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"training\.safetensors is not a whole"):
+        make_trainer()
+
+
+def test_extra_steps_have_keys_of_their_own(make_trainer, tmp_path):
+    """The same as a device's that stepped as often; what the round owes is untouched."""
+    alone, other = make_trainer("a"), make_trainer("b")
+    for trainer in (alone, other):
+        trainer.enter_round(1, 0)
+        trainer.train_next()
+        trainer.train_extra()
+        trainer.train_extra()
+        trainer.save()
+    assert saved(tmp_path, "a") == saved(tmp_path, "b")
+    assert (alone.round, alone.seq, alone.n_steps, alone.n_extra) == (1, 1, 1, 2)
+    assert not np.array_equal(alone._recipe(1, 1).indices, alone._recipe(EXTRA_ROUND, 1).indices)

@@ -190,6 +190,12 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     data_seed: Annotated[int, _SEED, Meta(description="of the division; the same on every board")] = 0
     held_out: Annotated[float, Meta(gt=0, lt=1, description="share of the data kept out of training")] = 0.2
     compute: Annotated[Compute, Meta(description="where this board computes")] = "auto"
+    checkpoint_every_s: Annotated[
+        float, Meta(gt=0, description="seconds of training that a power cut may cost; each save is a write")
+    ] = 60.0
+    train_alone: Annotated[
+        bool, Meta(description="train on while no coordinator is heard; such steps are sent to nobody")
+    ] = True
     models: Annotated[
         list[str],
         Meta(

@@ -16,7 +16,7 @@ from toolkit.simulate.times import FORWARD_SHARE, ActorClock
 from toolkit.wire.payloads import Batch
 
 TRAINING_FILE = "training.safetensors"
-_BEFORE_FILE = "training.before.safetensors"
+_BEFORE_FILE = "training.round-before.safetensors"
 
 
 class DroppedOutError(Exception):
@@ -34,7 +34,7 @@ class PacedTrainer(Trainer):
     """
 
     def __init__(self, *, clock: ActorClock, step_s: float, drop_round: int, **kwargs: Any) -> None:
-        self._clock = clock
+        self._virtual = clock
         self._step_s = step_s
         self._drop_round = drop_round
         self._device_folder: DeviceFolder = kwargs["folder"]
@@ -52,13 +52,13 @@ class PacedTrainer(Trainer):
     def train_next(self) -> Batch:
         """See :class:`Trainer`."""
         batch = super().train_next()
-        self._clock.spend(self._step_s)
+        self._virtual.spend(self._step_s)
         return batch
 
     def make_again(self, seq: int) -> Batch:
         """See :class:`Trainer`."""
         batch = super().make_again(seq)
-        self._clock.spend(self._step_s * FORWARD_SHARE)
+        self._virtual.spend(self._step_s * FORWARD_SHARE)
         return batch
 
     def finish_round(self) -> float | None:

@@ -15,6 +15,7 @@ from coordinator.run_folder import RunFolder
 from coordinator.server import Coordinator
 from device_agent.agent import Agent
 from device_agent.local_data import LocalData
+from device_agent.sending import Conduct
 from device_agent.state import DeviceFolder
 from toolkit.disk import write_atomically
 from toolkit.errors import PlanError, RunError
@@ -143,7 +144,7 @@ class SimulatedFleet:
             measure=_refuse_to_measure,
             clock=clock,
             say=lambda _: None,
-            accept_weights="coordinator",  # whoever simulates owns every device
+            conduct=Conduct(accept_weights="coordinator"),  # whoever simulates owns every device
         )
         return member.agent
 
