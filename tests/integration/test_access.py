@@ -63,6 +63,8 @@ def allowed(served: ServedBroker) -> dict[str, tuple[set[str], set[str]]]:
         table[f"{topics.device_info(device)}/below"] = (set(), {"op-admin"})
         infers = {f"{device}.infer"} & set(ACCOUNTS)
         table[topics.ask(device)] = (infers, {*coordinators, "op-admin"})
+        table[topics.offer(device)] = ({"op-admin"}, {*infers, "op-admin"})
+        table[topics.want(device)] = (infers, {"op-admin"})
         table[topics.answer(device)] = (coordinators, {*infers, "op-admin"})
         for run in ("r1", "r2"):
             table[topics.up(run, device)] = ({device}, {f"coord-{run}", "op-admin"})

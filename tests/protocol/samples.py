@@ -19,11 +19,15 @@ from toolkit.wire.messages import (
     Lowered,
     MeasureRequest,
     Message,
+    Offer,
     Pace,
     Payload,
+    Piece,
+    Receipt,
     Refusal,
     State,
     TensorSpec,
+    Want,
     Weights,
     Welcome,
 )
@@ -137,6 +141,10 @@ LOWERED = Lowered(
     sha256=bytes(range(32)),
 )
 FETCH = Fetch(device="dev1", term=3, incarnation=4, round=1)
+OFFER = Offer(archive=bytes(range(32)), n_bytes=1000)
+WANT = Want(archive=bytes(range(32)), offset=0, n_pieces=8)
+PIECE = Piece(archive=bytes(range(32)), offset=0)
+RECEIPT = Receipt(archive=bytes(range(32)), outcome="installed", message="1 exits on 4 stored samples")
 MESSAGES: tuple[Message, ...] = (
     HELLO,
     BYE,
@@ -154,6 +162,10 @@ MESSAGES: tuple[Message, ...] = (
     ASK,
     ANSWER,
     DECLINED,
+    OFFER,
+    WANT,
+    PIECE,
+    RECEIPT,
 )
 
 ADDRESS = PayloadAddress(device="dev1", round=1, seq=2, term=3, incarnation=4, plan_version=5, cut="layer1")

@@ -11,7 +11,15 @@ from device_agent.agent import ADVICE
 from tests.protocol import diagrams
 from tests.protocol.samples import MESSAGES
 from toolkit.wire import job, limits, messages, telemetry
-from toolkit.wire.messages import AnswerMessage, AnyMessage, AskMessage, DownMessage, UpMessage
+from toolkit.wire.messages import (
+    AnswerMessage,
+    AnyMessage,
+    AskMessage,
+    DownMessage,
+    OfferMessage,
+    UpMessage,
+    WantMessage,
+)
 from toolkit.wire.topics import Topics
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +103,8 @@ def test_every_topic_stands_in_the_table():
         topics.down("<run>", "<device>"),
         topics.ask("<device>"),
         topics.answer("<device>"),
+        topics.offer("<device>"),
+        topics.want("<device>"),
         topics.check("<account>"),
         topics.join_request("<token>"),
         topics.join_answer("<token>"),
@@ -104,7 +114,14 @@ def test_every_topic_stands_in_the_table():
 
 @pytest.mark.parametrize(
     ("leaf", "kinds"),
-    [("up", UpMessage), ("down", DownMessage), ("ask", AskMessage), ("answer", AnswerMessage)],
+    [
+        ("up", UpMessage),
+        ("down", DownMessage),
+        ("ask", AskMessage),
+        ("answer", AnswerMessage),
+        ("offer", OfferMessage),
+        ("want", WantMessage),
+    ],
 )
 def test_each_way_carries_what_its_row_says(leaf, kinds):
     (row,) = re.findall(rf"^\| `[^`]+/{leaf}` .*one frame: ([^|]+) \|$", TEXT, flags=re.MULTILINE)

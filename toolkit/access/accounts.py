@@ -89,8 +89,8 @@ def grants_of(account: str, topics: Topics) -> Grants:
         case "infer":
             device = account.removesuffix(INFER_SUFFIX)
             return Grants(
-                publish=(topics.ask(device), own),
-                receive=(topics.bridge_state, topics.answer(device), own),
+                publish=(topics.ask(device), topics.want(device), own),
+                receive=(topics.bridge_state, topics.answer(device), topics.offer(device), own),
             )
         case "coordinator":
             run = account.removeprefix(COORDINATOR_PREFIX)
@@ -109,7 +109,8 @@ def grants_of(account: str, topics: Topics) -> Grants:
             )
         case "operator":
             return Grants(
-                publish=(CONTROL, own), receive=(CONTROL_ANSWERS, BROKER_STATISTICS, topics.everything)
+                publish=(CONTROL, topics.offer("+"), own),
+                receive=(CONTROL_ANSWERS, BROKER_STATISTICS, topics.everything),
             )
         case "join token":
             token = account.removeprefix(JOIN_PREFIX)

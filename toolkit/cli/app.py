@@ -14,6 +14,7 @@ from toolkit.cli import (
     calibrate_commands,
     config_commands,
     coordinator_commands,
+    delivery_commands,
     demo,
     doctor_commands,
     export_commands,
@@ -78,4 +79,6 @@ app.add_typer(config_commands.app, name="config")
 app.add_typer(model_commands.app, name="model")
 broker_commands.app.command()(invite_commands.invite)
 app.add_typer(broker_commands.app, name="broker")
+bundle_commands.app.command()(delivery_commands.send)
+bundle_commands.app.command()(delivery_commands.receive)
 app.add_typer(bundle_commands.app, name="bundle")

@@ -22,6 +22,10 @@ MAX_ASK_BYTES = 4 * 1024 * 1024
 """An offloaded question or its answer, whole."""
 MAX_ASK_SAMPLES = 256
 MAX_ASK_TTL_MS = 60_000
+MAX_BUNDLE_BYTES = 512 * 1024 * 1024
+"""An archive that travels to a board."""
+PIECE_BYTES = 256 * 1024
+MAX_WANTED_PIECES = 32
 MAX_CLASSES = 65_536
 MAX_CHANNELS = 4096
 MIN_TRAIN_SAMPLES = 2

@@ -15,6 +15,7 @@ from toolkit.errors import LocalProtocolError
 from toolkit.wire.job import ClassNames, Count, Job, ModelSpec, Name, Positive, Shape
 from toolkit.wire.limits import (
     MAX_ASK_TTL_MS,
+    MAX_BUNDLE_BYTES,
     MAX_CHANNELS,
     MAX_CHUNKS,
     MAX_NDIM,
@@ -23,6 +24,7 @@ from toolkit.wire.limits import (
     MAX_PROFILE_BYTES,
     MAX_TENSORS,
     MAX_TEXT_CHARACTERS,
+    MAX_WANTED_PIECES,
 )
 
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -36,6 +38,8 @@ Compression = Literal["none", "zstd"]
 Phase = Literal["waiting", "training", "finished", "failed"]
 PayloadKind = Literal["train", "eval"]
 Acceptance = Literal["never", "coordinator"]
+Outcome = Literal["installed", "unchanged", "refused"]
+"""Of a bundle that was sent to a board."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
@@ -334,10 +338,47 @@ class Declined(Message, frozen=True, kw_only=True):
     message: Text
 
 
+class Offer(Message, frozen=True, kw_only=True):
+    """Operator to board: here is a bundle for you; fetch it piece by piece.
+
+    Attributes:
+        archive: SHA-256 of the archive's bytes: the delivery's id.
+        n_bytes: of the archive.
+    """
+
+    archive: Digest
+    n_bytes: Annotated[int, Meta(ge=1, le=MAX_BUNDLE_BYTES)]
+
+
+class Want(Message, frozen=True, kw_only=True):
+    """Board to operator: send pieces of an offered bundle, from ``offset`` on."""
+
+    archive: Digest
+    offset: Count
+    n_pieces: Annotated[int, Meta(ge=1, le=MAX_WANTED_PIECES)]
+
+
+class Piece(Message, frozen=True, kw_only=True):
+    """Operator to board: the bytes of a bundle from ``offset`` on; they are the frame's body."""
+
+    archive: Digest
+    offset: Count
+
+
+class Receipt(Message, frozen=True, kw_only=True):
+    """Board to operator: what became of a bundle."""
+
+    archive: Digest
+    outcome: Outcome
+    message: Text
+
+
 UpMessage = Hello | Bye | Pace | Chunk | Fetch
 DownMessage = Welcome | Assignment | State | Refusal | Fenced | Chunk
 AskMessage = Chunk
 AnswerMessage = Chunk | Declined
+OfferMessage = Offer | Piece
+WantMessage = Want | Receipt
 AnyMessage = (
     Hello
     | Bye
@@ -355,6 +396,10 @@ AnyMessage = (
     | Ask
     | Answer
     | Declined
+    | Offer
+    | Want
+    | Piece
+    | Receipt
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -68,6 +68,14 @@ class Topics:
         """Binary, coordinator to board: their answers; never retained, QoS 0."""
         return f"{ROOT}/{self.fleet}/infer/{device}/answer"
 
+    def offer(self, device: str) -> str:
+        """Binary, operator to board: a bundle offered, and its pieces; never retained."""
+        return f"{ROOT}/{self.fleet}/infer/{device}/offer"
+
+    def want(self, device: str) -> str:
+        """Binary, board to operator: pieces wanted, and what became of a bundle; never retained."""
+        return f"{ROOT}/{self.fleet}/infer/{device}/want"
+
     def check(self, account: str) -> str:
         """An account's own loop, by which ``hsee broker check`` judges the broker; no protocol message."""
         return f"{ROOT}/{self.fleet}/check/{account}"
@@ -109,13 +117,17 @@ class Topics:
             return levels[4]
         raise RemoteProtocolError(f"{topic!r} is no request to join fleet {self.fleet!r}.")
 
-    def device_of(self, topic: str, *, leaf: Literal["up", "state", "ask", "telemetry", "log"]) -> str:
+    def device_of(
+        self, topic: str, *, leaf: Literal["up", "state", "ask", "want", "telemetry", "log"]
+    ) -> str:
         """Read the device id out of a received topic.
 
         Raises: RemoteProtocolError: it is no such topic of this fleet.
         """
         levels = topic.split("/")
-        branch, n_levels = {"up": ("data", 7), "ask": ("infer", 6)}.get(leaf, ("device", 6))
+        branch, n_levels = {"up": ("data", 7), "ask": ("infer", 6), "want": ("infer", 6)}.get(
+            leaf, ("device", 6)
+        )
         if (
             topic.startswith(f"{ROOT}/{self.fleet}/{branch}/")
             and len(levels) == n_levels
