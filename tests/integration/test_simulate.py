@@ -299,6 +299,8 @@ def test_the_command_plans_from_profiles_and_prints_json(tmp_path):
     }
     assert "profiles" in told["seeds"][0]["times"]
     assert (tmp_path / "run" / "profiles" / "dev2.toml").exists()
+    drawn = [Path(file).name for file in told["pictures"]]
+    assert drawn == ["cut-map.svg", "learning.svg", "accuracy.svg", "threshold.svg"]
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def write_run(folder, *, model="mlp", simulated=True):
         )
         for device, cut in CUTS.items()
     }
-    generation = folder / "checkpoints" / "000002"
+    generation = folder / "checkpoints" / "000007-round-2"
     generation.mkdir(parents=True)
     state = {"round": 2, "jobs": jobs, "activation_shapes": {device: [16] for device in CUTS}}
     (generation / "checkpoint.json").write_bytes(msgspec.json.encode(state))
@@ -296,8 +296,8 @@ def test_what_is_no_run_or_damaged_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         draw_run(folder)
     (folder / "inference.json").unlink()
-    (folder / "checkpoints" / "000002" / "checkpoint.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged"):
+    (folder / "checkpoints" / "000007-round-2" / "checkpoint.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json can't be read"):
         draw_run(folder)
 
 

@@ -12,7 +12,7 @@ from coordinator.run_record import (
     CHECKPOINTS,
     METRICS_FILE,
     RECORD_FILE,
-    committed_round,
+    place_of,
     read_metrics,
     read_record,
 )
@@ -110,10 +110,11 @@ def _read_run(path: Path) -> RunTold:
 
 def _committed(path: Path) -> Committed:
     """Read the newest checkpoint's own words, without its tensors."""
-    newest = path / CHECKPOINTS / f"{committed_round(path):06d}" / "checkpoint.json"
-    if not newest.exists():
+    generations = [at for at in (path / CHECKPOINTS).glob("[0-9]*") if place_of(at.name) is not None]
+    if not generations:
         return Committed({}, {})
+    newest = max(generations, key=lambda at: place_of(at.name) or (0, 0)) / "checkpoint.json"
     try:
         return msgspec.json.decode(newest.read_bytes(), type=Committed)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise CheckpointError(f"{newest} is damaged: {exc}.", path=str(newest)) from exc
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise CheckpointError(f"{newest} can't be read: {exc}.", path=str(newest)) from exc
