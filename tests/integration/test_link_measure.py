@@ -5,6 +5,8 @@ import threading
 import pytest
 
 from tests.mosquitto import Mosquitto, free_port
+from tests.served_broker import ServedBroker
+from tests.slow_link import Shape, SlowLink
 from toolkit.errors import BrokerError, BrokerLostError, BrokerUnreachableError
 from toolkit.link.base import BrokerAddress, Received
 from toolkit.link.connect import make_link
@@ -96,6 +98,83 @@ def test_a_broker_that_goes_away_in_the_middle_leaves_what_was_found(mosquitto: 
     found = made.found()
     assert found is not None
     assert [t.n_sent for t in found.transfers] != []
+
+
+@pytest.mark.needs_mosquitto
+def test_a_slow_link_is_measured_as_slow_as_it_is(mosquitto: Mosquitto):
+    shape = Shape(up_bytes_per_s=300_000, down_bytes_per_s=600_000, delay_s=0.03)
+    with SlowLink(mosquitto.address, shape) as slow:
+        made = measurement(slow.address)
+        made._pace = LinkPace(stream_s=1.0, n_small=5, n_round_trips=2, n_down=3, transfer_s=2.0)
+        link = made.run([LOADS[0], Load("stem", (16, 16), 128)])
+    # Hardly faster than it is; slower by acknowledgements, a round trip for each stream, and a busy machine.
+    assert 0.5 * shape.up_bytes_per_s < link.up_bytes_per_s < 1.2 * shape.up_bytes_per_s
+    assert 0.4 * shape.down_bytes_per_s < link.down_bytes_per_s < 1.2 * shape.down_bytes_per_s
+    assert 60 <= link.rtt_ms <= link.rtt_ms_p95
+    small, large = link.transfers
+    assert 132_000 < large.payload_bytes < 134_000
+    assert large.round_trip_ms_p50 > large.payload_bytes / 1.2 / shape.up_bytes_per_s * 1e3
+    assert large.n_lost == 0
+    # A plan counts with what a cut would send.
+    assert link.upload_ms(525_000) == pytest.approx(525_000 / link.up_bytes_per_s * 1e3)
+    assert link.upload_ms(small.payload_bytes) < link.upload_ms(large.payload_bytes)
+
+
+@pytest.mark.needs_mosquitto
+def test_a_payload_too_large_for_its_link_is_begun_to_learn_the_rate(mosquitto: Mosquitto):
+    shape = Shape(up_bytes_per_s=100_000, down_bytes_per_s=400_000)
+    with SlowLink(mosquitto.address, shape) as slow, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolkit.profile.measure_link.MOST_UP_S", 1.0)
+        link = measurement(slow.address).run(LOADS[1:2])
+    (begun,) = link.transfers
+    assert begun.payload_bytes < 200_000
+    assert begun.n_sent == 0
+    assert 40_000 < begun.up_bytes_per_s < 130_000
+
+
+@pytest.mark.needs_mosquitto
+def test_a_connection_that_breaks_under_way_is_told_as_lost(mosquitto: Mosquitto):
+    with SlowLink(mosquitto.address, Shape(up_bytes_per_s=400_000, down_bytes_per_s=400_000)) as slow:
+        made = measurement(slow.address)
+        stop = threading.Event()
+
+        def cut_in_the_middle() -> None:
+            while slow.n_up_bytes < 100_000 and not stop.is_set():
+                stop.wait(0.001)
+            slow.cut()
+
+        cutter = threading.Thread(target=cut_in_the_middle)
+        cutter.start()
+        try:
+            with pytest.raises(BrokerLostError, match="went away while it was measured"):
+                made.run(LOADS)
+        finally:
+            stop.set()
+            cutter.join()
+    assert made.found() is None
+
+
+@pytest.mark.needs_mosquitto
+def test_tls_and_an_account_are_measured_on_the_accounts_own_topic(tmp_path):
+    served = ServedBroker(tmp_path / "broker", ["dev1", "dev2"])
+    served.start()
+    try:
+        address = served.folder.login("dev1")
+        link = make_link(address, client_id="dev1", will=(served.topics.check("dev1"), b""))
+        topic = served.topics.check("dev1")
+        made = LinkMeasurement(link, topic=topic, name=str(address), tls=address.tls, pace=BRIEF).run(LOADS)
+        assert made.tls
+        assert made.name.startswith("mqtts://")
+        assert [t.n_lost for t in made.transfers] == [0, 0]
+        # Its neighbour's topic is closed to it: what it sends there never comes back.
+        theirs = served.topics.check("dev2")
+        link = make_link(address, client_id="dev1", will=(topic, b""))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("toolkit.profile.measure_link.SILENCE_S", 0.2)
+            with pytest.raises(BrokerError):
+                LinkMeasurement(link, topic=theirs, name=str(address), pace=BRIEF).run(LOADS[:1])
+    finally:
+        served.stop()
 
 
 @pytest.mark.needs_mosquitto

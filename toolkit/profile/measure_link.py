@@ -29,6 +29,11 @@ SMALL_BYTES = 256
 """A state message is about so long."""
 OUTSTANDING_BYTES = 8 * 1024 * 1024
 """An agent holds back when its link has so much to do."""
+AHEAD_S = 0.25
+"""And a measurement when it has so much time's worth to do: a slow link would take minutes for eight megabytes."""
+MOST_UP_S = 6.0
+"""Two payloads that would take longer than that are not sent: how fast the link is, smaller ones have shown."""
+FIRST_BYTES = 64 * 1024
 POLL_S = 0.002
 CONNECT_S = 10.0
 SILENCE_S = 10.0
@@ -108,12 +113,12 @@ class LinkMeasurement:
             # Two cuts whose payloads differ by a cut's name are one size.
             nearly = {len(payload) // 1024: payload for payload in made}
             sizes = {len(payload): payload for payload in nearly.values()}
-            for size in sorted(sizes):
-                self._up.append(self._stream_up(sizes[size]))
+            self._measure_up([sizes[size] for size in sorted(sizes)])
             self._measure_down()
             self._measure_small()
             for index, up in enumerate(self._up):
-                self._up[index] = self._there_and_back(up, sizes[up.payload_bytes])
+                if up.payload_bytes in sizes:
+                    self._up[index] = self._there_and_back(up, sizes[up.payload_bytes])
         finally:
             self._link.close()
         return self._facts()
@@ -168,13 +173,39 @@ class LinkMeasurement:
         )
         return payloads.encode(address, batch, self._codec)
 
+    def _measure_up(self, payloads_: Sequence[bytearray]) -> None:
+        """Stream each payload, small ones first; of those too large for this link the smallest one's beginning at least."""
+        if not payloads_:
+            return
+        most_bytes = self._first_rate() * MOST_UP_S / 2
+        for payload in payloads_:
+            if len(payload) <= most_bytes:
+                self._up.append(self._stream_up(payload))
+                most_bytes = self._up[-1].up_bytes_per_s * MOST_UP_S / 2
+        if not self._up:
+            self._up.append(self._stream_up(payloads_[0][: max(int(most_bytes), SMALL_BYTES)]))
+
+    def _first_rate(self) -> float:
+        """Guess how many bytes a second the link takes, from how much longer a large message is under way than a small one."""
+        times_s = []
+        for n_bytes in (SMALL_BYTES, FIRST_BYTES):
+            began_s = self._clock()
+            self._link.publish(self._topic, os.urandom(n_bytes))
+            self._drain(0, within_s=3 * SILENCE_S)
+            times_s.append(self._clock() - began_s)
+        small_s, large_s = times_s
+        return (FIRST_BYTES - SMALL_BYTES) / max(large_s - small_s, POLL_S)
+
     def _stream_up(self, payload: bytearray) -> Transfer:
-        """Send a payload again and again, no faster than the link takes it, until all is acknowledged."""
+        """Send a payload again and again, little faster than the link takes it, until all is acknowledged."""
         pieces = self._split(payload)
         n_sent = 0
         cpu_s, began_s = time.process_time(), self._clock()
         while n_sent < 2 or self._clock() - began_s < self._pace.stream_s:  # noqa: PLR2004 - one alone is no stream
-            self._drain(OUTSTANDING_BYTES - len(payload), within_s=self._patience_s(began_s, n_sent))
+            ahead_bytes = self._ahead_bytes(n_sent * len(payload), began_s)
+            self._drain(
+                max(ahead_bytes - len(payload), len(payload)), within_s=self._patience_s(began_s, n_sent)
+            )
             for piece in pieces:
                 self._link.publish(self._topic, piece)
             n_sent += 1
@@ -270,6 +301,11 @@ class LinkMeasurement:
                 )
         # Nothing is outstanding after a lost connection either: hear whether that is why.
         self._received(self._link.poll(POLL_S))
+
+    def _ahead_bytes(self, sent_bytes: int, began_s: float) -> int:
+        """How much may be under way: what the link took in a moment so far, at most what an agent hands it."""
+        taken_bytes = sent_bytes - self._link.outstanding_bytes
+        return min(int(taken_bytes / max(self._clock() - began_s, POLL_S) * AHEAD_S), OUTSTANDING_BYTES)
 
     def _patience_s(self, began_s: float, n_sent: int) -> float:
         """How long the link may need for what it holds, judged by how fast it has been."""
