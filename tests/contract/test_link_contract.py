@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import pytest
@@ -24,6 +24,7 @@ from toolkit.link.mqtt import MqttLink
 
 CAP_S = 15.0
 MAX_PACKET_BYTES = 300_000
+CLIENTS = ("dev1", "early", "hash", "late", "other", "plus", "receiver", "sender", "stranger", "watcher")
 
 
 class World(Protocol):
@@ -54,16 +55,23 @@ class MemoryWorld:
 
 class MqttWorld:
     def __init__(
-        self, address: BrokerAddress, *, stop: Callable[[], None], start: Callable[[], None]
+        self,
+        address: BrokerAddress,
+        *,
+        stop: Callable[[], None],
+        start: Callable[[], None],
+        accounts: Mapping[str, str] | None = None,
     ) -> None:
         self._address = address
+        self._accounts = accounts or {}
         self.stop = stop
         self.start = start
 
     def link(self, client_id, *, will=None):
-        return MqttLink(
-            self._address, client_id, will=will, max_packet_bytes=MAX_PACKET_BYTES, max_backoff_s=0.1
-        )
+        address = self._address
+        if client_id in self._accounts:
+            address = address.with_login(client_id, self._accounts[client_id])
+        return MqttLink(address, client_id, will=will, max_packet_bytes=MAX_PACKET_BYTES, max_backoff_s=0.1)
 
     def cut(self, link):
         # As the broker sees a process that was killed: the socket closes, and nobody said DISCONNECT.
@@ -80,11 +88,13 @@ def world(request, tmp_path) -> Iterator[World]:
         yield MqttWorld(mosquitto.address, stop=mosquitto.kill, start=mosquitto.start)
         mosquitto.kill()
     else:
-        accounts = {"fleet": generate_password()}
+        # One account is one connection there.
+        accounts = {name: generate_password() for name in CLIENTS}
         running = [start_embedded_broker(tmp_path, accounts)]
         port = running[0].address.port
         yield MqttWorld(
-            running[0].address.with_login("fleet", accounts["fleet"]),
+            running[0].address,
+            accounts=accounts,
             stop=lambda: running.pop().stop(),
             start=lambda: running.append(start_embedded_broker(tmp_path, accounts, port=port)),
         )

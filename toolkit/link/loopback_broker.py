@@ -1,4 +1,4 @@
-"""amqtt's broker as hsee runs it: credentials before effects, one connection a client id, no payload in a log line.
+"""amqtt's broker as hsee runs it: credentials before effects, one connection an account, no payload in a log line.
 
 Every override here leans on inner methods of amqtt 0.12.1; ``tests/integration/test_broker_upstream.py`` fails when one
 of them changes. Only the broker's own process imports this module.
@@ -69,6 +69,8 @@ class LoopbackBroker(Broker):  # type: ignore[misc]  # amqtt is not typed for us
             await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
             await _close(writer)
             raise AMQTTError(f"login refused: user {session.username!r}, client id {session.client_id!r}")
+        # One account is one connection, whatever client id it names: nobody can take another's over.
+        session.client_id = session.username
         # Sessions end with their connection here: the protocol relies on none, and a kept one can be stolen.
         session.clean_session = True
         session.parent = 0
