@@ -55,6 +55,9 @@ class Intake:
             self._deliver(device, header, content, n_bytes=len(whole), underway=underway)
 
     def _is_in_order(self, header: Payload | Weights, seat: Seat, state: CommittedState) -> bool:
+        # PROTOCOL.md 6: "A payload that names another run MUST be ignored, whatever topic it came on."
+        if header.run not in ("", seat.run):
+            return False
         # PROTOCOL.md 6: "A payload of another term, incarnation, plan or round is ignored; its batch stays owed."
         orders = (header.term, header.incarnation, header.plan_version)
         return orders == (seat.term, seat.incarnation, state.plan_version)

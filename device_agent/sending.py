@@ -64,6 +64,7 @@ class Sender:
             incarnation=state.incarnation,
             plan_version=state.plan_version,
             cut=job.cut,
+            run=job.run,
         )
         return self._send(job.run, payloads.encode(address, batch, job.codec))
 
@@ -78,6 +79,7 @@ class Sender:
             plan_version=state.plan_version,
             cut=job.cut,
             segment_step=trainer.n_steps,
+            run=job.run,
         )
         return self._send(job.run, weights.encode_weights(address, trainer.weights(), job.sync.codec))
 

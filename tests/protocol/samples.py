@@ -168,7 +168,9 @@ MESSAGES: tuple[Message, ...] = (
     RECEIPT,
 )
 
-ADDRESS = PayloadAddress(device="dev1", round=1, seq=2, term=3, incarnation=4, plan_version=5, cut="layer1")
+ADDRESS = PayloadAddress(
+    device="dev1", round=1, seq=2, term=3, incarnation=4, plan_version=5, cut="layer1", run="run1"
+)
 BATCH = Batch(
     kind="train",
     h=np.array([[1.0, -2.0, 0.5], [0.25, 127.0, -0.125]], np.float32),

@@ -14,6 +14,7 @@ from toolkit.wire.limits import MAX_CLASSES, MAX_NAME_BYTES, MAX_NDIM
 
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_BYTES, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")]
 """A device id, run id or fleet: safe as one level of a topic and as one name of a folder."""
+NameOrNone = Annotated[str, Meta(max_length=MAX_NAME_BYTES, pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?\Z")]
 Scalar = str | int | float | bool
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Positive = Annotated[int, Meta(ge=1, le=2**31)]

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from toolkit.errors import LocalProtocolError
-from toolkit.wire.job import ClassNames, Count, Job, ModelSpec, Name, Positive, Shape
+from toolkit.wire.job import ClassNames, Count, Job, ModelSpec, Name, NameOrNone, Positive, Shape
 from toolkit.wire.limits import (
     MAX_ASK_TTL_MS,
     MAX_BUNDLE_BYTES,
@@ -154,6 +154,7 @@ class Payload(Message, frozen=True, kw_only=True):
         remade: the forward pass was made again; activations may differ from the first rendering.
         sha256: of the body.
         shallow_correct: likewise of the exits at the stages before the cut, shallow first, where there are any.
+        run: that it was made for; empty from a sender that does not say.
     """
 
     device: Name
@@ -171,6 +172,7 @@ class Payload(Message, frozen=True, kw_only=True):
     sha256: Digest
     remade: bool = False
     shallow_correct: Annotated[list[Count], Meta(max_length=MAX_TENSORS)] = []
+    run: NameOrNone = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.exit_loss < math.inf:
@@ -184,6 +186,7 @@ class Weights(Message, frozen=True, kw_only=True):
     Attributes:
         segment_step: device steps made.
         sha256: of the body.
+        run: that it was made for; empty from a sender that does not say.
     """
 
     device: Name
@@ -196,6 +199,7 @@ class Weights(Message, frozen=True, kw_only=True):
     segment_step: Count
     tensors: Annotated[list[TensorSpec], Meta(min_length=1, max_length=MAX_TENSORS)]
     sha256: Digest
+    run: NameOrNone = ""
 
 
 class Lowered(Message, frozen=True, kw_only=True):

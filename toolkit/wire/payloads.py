@@ -51,6 +51,7 @@ class PayloadAddress(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     plan_version: int
     cut: str
+    run: str = ""
 
 
 def largest_payload_bytes(activation_shape: Sequence[int], *, batch_size: int) -> int:

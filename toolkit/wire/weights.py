@@ -65,6 +65,7 @@ class WeightsAddress(msgspec.Struct, frozen=True, kw_only=True):
     plan_version: int
     cut: str
     segment_step: int
+    run: str = ""
 
 
 class LoweredAddress(msgspec.Struct, frozen=True, kw_only=True):
