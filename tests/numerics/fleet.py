@@ -91,25 +91,35 @@ def patterns(n, shape, *, seed, classes=("a", "b", "c")):
 class Fleet:
     """Coordinator and agents, polled in turns; the turns are shuffled from ``order``."""
 
-    def __init__(self, folder: Path, members, settings: Run, *, order=0, services=()) -> None:
+    def __init__(self, folder: Path, members, settings: Run, *, order=0, services=(), hub=None) -> None:
         self.members = {member.name: member for member in members}
         self.settings = settings
         self.clock = Clock()
-        self.hub = MemoryBroker()
+        self.hub = hub or MemoryBroker()
         self.path = folder
         self.events = []
         self._random = random.Random(order)
-        self.coordinator = Coordinator(
+        self._services = services
+        self.coordinator = self._start_coordinator()
+
+    def _start_coordinator(self) -> Coordinator:
+        coordinator = Coordinator(
             MemoryLink(self.hub, "coordinator"),
             topics=TOPICS,
-            folder=RunFolder(folder / "run", RUN),
-            settings=settings,
+            folder=RunFolder(self.path / "run", RUN),
+            settings=self.settings,
             clock=self.clock,
             observe=self.events.append,
-            planner=GivenCuts({member.name: member.cut for member in members}),
-            services=services,
+            planner=GivenCuts({member.name: member.cut for member in self.members.values()}),
+            services=self._services,
         )
-        self.coordinator.start()
+        coordinator.start()
+        return coordinator
+
+    def restart_coordinator(self) -> None:
+        """Another process takes up what the coordinator has committed."""
+        self.coordinator.close()
+        self.coordinator = self._start_coordinator()
 
     def start(self, *names: str) -> None:
         """Start the agents of devices; by default of all."""
@@ -125,6 +135,15 @@ class Fleet:
         member.agent.close()
         member.folder.close()
         member.agent = None
+
+    def kill(self, name: str) -> None:
+        """End a device's process without a word; what it learned since it last saved is lost."""
+        member = self.members[name]
+        self.hub.drop(member.agent._link)
+        member.folder.close()
+        member.agent = None
+        saved = load_tensors(self.path / "devices" / name / "training.safetensors")["cursor"].tolist()
+        member.trained[:] = [step for step in member.trained if step <= tuple(saved[:2])]
 
     def sweep(self) -> None:
         """Let everybody do one piece of work, in some order."""

@@ -8,6 +8,7 @@ the end is what its segment learns alone from as many steps.
 import random
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
@@ -25,11 +26,14 @@ from tests.numerics.fleet import (
     training_state,
 )
 from tests.numerics.same import assert_same
+from toolkit.errors import RefusedError
 from toolkit.link.base import Received
 from toolkit.link.memory import MemoryBroker, MemoryLink
 from toolkit.wire import frames
-from toolkit.wire.job import Job, ModelSpec
+from toolkit.wire.chunks import split
+from toolkit.wire.job import Job, ModelSpec, SyncSpec
 from toolkit.wire.messages import Assignment, Chunk, Fenced, Hello, Refusal, State, Welcome
+from toolkit.wire.weights import FlatWeights, LoweredAddress, encode_lowered
 from toolkit.wire.words import BridgeWord, encode_word
 
 N_TRAIN = 5
@@ -56,10 +60,11 @@ def make_job() -> Job:
 class HostileCoordinator:
     """Plays the coordinator, and plays foul."""
 
-    def __init__(self, folder, seed: int) -> None:
+    def __init__(self, folder, seed: int, *, accepts="never") -> None:
         self.member = Member(
             "dev1", "second", local_data(*patterns(50, (3, 12), seed=3), classes="abc", held_out=0.2)
         )
+        self.member.accepts = accepts
         self.job = make_job()
         self.clock = Clock()
         self.hub = MemoryBroker()
@@ -228,6 +233,37 @@ def test_a_hostile_coordinator_moves_nothing(seed, tmp_path):
         oracle.train_alone(alone, "dev1", hostile.job, data, round_=round_, seq=seq)
     assert_same(training_state(hostile.folder), alone.tensors())
     assert torch.equal(torch.get_rng_state(), hostile.generator_before)
+
+
+@pytest.mark.parametrize("accepts", ["never", "coordinator"])
+def test_weights_that_no_job_asked_for_move_nothing(accepts, tmp_path):
+    """Also at a device that would take them from a run that averages segments."""
+    with HostileCoordinator(tmp_path, 0, accepts=accepts) as hostile:
+        hostile.turn(6)
+        hostile.grant(first=1, limit=1, round_=2, lowered_round=1)
+        address = LoweredAddress(device="dev1", round=1, term=1, incarnation=1, plan_version=1)
+        zeros = hostile.agent._trainer.weights()
+        zeros = FlatWeights(np.zeros_like(zeros.values), np.zeros_like(zeros.counters), zeros.momentum)
+        for chunk in split(
+            encode_lowered(address, zeros, "float32"), payload_id=b"w" * 16, chunk_bytes=2**18
+        ):
+            hostile.link.publish(TOPICS.down(RUN, "dev1"), chunk)
+        hostile.round = 2
+        hostile.lets_the_round_end()
+    assert hostile.agent.n_refused_messages == 1
+    alone = oracle.device_learner(hostile.job)
+    data = training_data(hostile.member)
+    for round_, seq in hostile.member.trained:
+        oracle.train_alone(alone, "dev1", hostile.job, data, round_=round_, seq=seq)
+    assert_same(training_state(hostile.folder), alone.tensors())
+
+
+def test_a_job_that_would_influence_it_is_refused_by_the_device_itself(tmp_path):
+    with HostileCoordinator(tmp_path, 0) as hostile:
+        hostile.job = msgspec.structs.replace(hostile.job, sync=SyncSpec(mode="prefix"))
+        with pytest.raises(RefusedError, match=r"run\.client_sync = prefix"):
+            hostile.turn(6)
+    assert hostile.member.trained == []
 
 
 def test_a_coordinator_that_vanishes_leaves_what_was_learned(tmp_path):
