@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from coordinator.run_record import place_of
+from coordinator.server_spec import ServerSpec
 from toolkit.disk import SYSTEM_DISK, Disk
 from toolkit.errors import CheckpointError, writing
 from toolkit.failpoints import failpoint
@@ -75,6 +76,7 @@ class CommittedState(msgspec.Struct, frozen=True, kw_only=True):
     n_applied: dict[str, int] = {}
     strategy: str = "sequential"
     strategy_options: dict[str, Scalar] = {}
+    server: ServerSpec = ServerSpec()
     ledger_length: int = 0
     ledger_head: str = ""
     open: OpenRound | None = None

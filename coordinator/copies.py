@@ -117,9 +117,10 @@ class TensorShelf:
         """A device's tensors; empty where it has none here."""
         return load_tensors(self._file(device)) if device in self._devices else {}
 
-    def items(self) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
-        """All of them, ascending by device id, read one at a time."""
-        return ((device, self.get(device)) for device in sorted(self._devices))
+    @property
+    def devices(self) -> frozenset[str]:
+        """Those that have some here."""
+        return frozenset(self._devices)
 
     def clear(self) -> None:
         """Forget all."""

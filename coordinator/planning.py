@@ -11,6 +11,7 @@ import msgspec
 import tomlkit
 
 from coordinator.registry import DataFacts, refusal_of_model
+from coordinator.server_spec import ServerSpec
 from coordinator.wishes import wishes_of
 from toolkit.config import Run
 from toolkit.errors import ModelError, PlanError, ProfileError, did_you_mean
@@ -228,7 +229,21 @@ def _sizes(model: bytes, exit_head: str) -> dict[str, tuple[int, int]]:
 
 def influence_of(settings: Run) -> str:
     """How a run with these settings reaches devices' weights, in words; empty where it does not."""
-    return influence(_sync(settings), Distillation())
+    return influence(_sync(settings), _teaching(settings, settings.server_logits))
+
+
+def server_spec(settings: Run) -> ServerSpec:
+    """What only the server's training knows, as the settings have it."""
+    return ServerSpec(
+        exits=settings.server_exits,
+        exit_head=settings.exit_head,
+        exit_weight=settings.server_exit_weight,
+        lr_factor=settings.server_lr_factor,
+    )
+
+
+def _teaching(settings: Run, weight: float) -> Distillation:
+    return Distillation(weight=weight, temperature=settings.distillation_temperature)
 
 
 def _sync(settings: Run) -> SyncSpec:
@@ -296,7 +311,10 @@ def _fleet_plan(
             exit_head=settings.exit_head,
             codec=check_codec(settings.codec),
             threads=settings.threads,
+            all_exits=settings.all_exits,
+            among_exits=_teaching(settings, settings.self_distillation),
             sync=_sync(settings),
+            from_server=_teaching(settings, settings.server_logits),
         )
         for device, cut in cuts.items()
     }

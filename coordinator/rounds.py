@@ -7,7 +7,7 @@ In a round that gathers segments the list ends with the device's weights.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -79,11 +79,11 @@ class Trainer(Protocol):
     def make_segments_one(self, devices: Collection[str], *, round_: int) -> None:
         """Average the segments that the round gathered."""
 
-    def end_round(self) -> None:
+    def end_round(self, round_: int) -> None:
         """Forget what was gathered for the round."""
 
-    def n_correct(self, device: str, batch: Batch) -> int:
-        """Count held-out samples classified right."""
+    def n_correct(self, device: str, batch: Batch) -> Mapping[str, int]:
+        """Count held-out samples classified right: under "server" by the classifier, under its stage by each exit."""
         ...
 
 
@@ -209,7 +209,7 @@ class DeviceReport:
         n_void: items of the list that never came.
         n_bytes: up, of payloads; ``weights_bytes`` of these are weights.
         lowered_bytes: down, of what was handed down.
-        shallow_accuracy: of the exits before the cut, shallow first.
+        shallow_accuracy: of the exits before the cut, shallow first; ``server_exit_accuracy`` of those behind it.
         n_refused: items that came and were unfit.
         exit_loss: mean over its training batches, nats; None if there were none.
         server_loss: likewise, at the server.
@@ -230,6 +230,7 @@ class DeviceReport:
     lowered_bytes: int = 0
     shallow_accuracy: tuple[float, ...] = ()
     n_refused: int = 0
+    server_exit_accuracy: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,7 +487,7 @@ class RoundLoop:
         if given:
             self._trainer.make_segments_one(given, round_=self.round)
             self._record(Synchronised(self.round, given))
-        self._trainer.end_round()
+        self._trainer.end_round(self.round)
         self._record(Closed(self.round, reason))
         self.is_open = False
         reports = tuple(self._report(device, held) for device, held in self.devices.items())
@@ -596,7 +597,10 @@ class RoundLoop:
         n_eval = sum(len(batch.y) for batch in held_out)
         n_steps = held.n_applied
         shallow = [batch.shallow_correct for batch in held_out]
-        n_server = sum(self._trainer.n_correct(device, batch) for batch in held_out)
+        n_server: Counter[str] = Counter()
+        for batch in held_out:
+            n_server.update(self._trainer.n_correct(device, batch))
+        at_classifier = n_server.pop("server", 0)
         return DeviceReport(
             device=device,
             n_steps=n_steps,
@@ -606,10 +610,11 @@ class RoundLoop:
             exit_loss=held.exit_loss_sum / n_steps if n_steps else None,
             server_loss=held.loss_sum / held.loss_weight if held.loss_weight else None,
             exit_accuracy=sum(batch.exit_correct for batch in held_out) / n_eval if n_eval else None,
-            server_accuracy=n_server / n_eval if n_eval else None,
+            server_accuracy=at_classifier / n_eval if n_eval else None,
             excused=held.excused,
             weights_bytes=held.weights_bytes,
             lowered_bytes=held.lowered_bytes,
             shallow_accuracy=tuple(sum(n) / n_eval for n in zip(*shallow, strict=True)),
             n_refused=held.n_refused + len(held.held_out) - len(held_out),
+            server_exit_accuracy={stage: n / n_eval for stage, n in n_server.items()},
         )

@@ -21,7 +21,7 @@ from coordinator.flow import Flow
 from coordinator.handing_down import HandingDown
 from coordinator.intake import Intake
 from coordinator.ledger import Planned, Rewound, TermRaised
-from coordinator.planning import Planner, ProfilePlanner
+from coordinator.planning import Planner, ProfilePlanner, server_spec
 from coordinator.registry import unite
 from coordinator.roll import Roll
 from coordinator.rounds import RoundLoop
@@ -289,6 +289,7 @@ class Coordinator:
                 fingerprints={device: hello.data.fingerprint for device, hello in hellos.items()},
                 strategy=self._settings.strategy,
                 strategy_options=self._settings.strategy_options,
+                server=server_spec(self._settings),
             )
         )
         self._commit(underway, self._clock())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,10 +17,13 @@ from coordinator.checkpoints import MODEL_FILE, Generation
 from coordinator.copies import MOMENTUM, Copy, CopyShelf, TensorShelf
 from coordinator.pool import ActivationPool
 from coordinator.segments import IN_CHECKPOINT, Segments
+from coordinator.server_logits import ServerLogits
+from coordinator.server_spec import ServerSpec
 from coordinator.strategy.base import PooledBatch, Strategy, SubBatch
 from toolkit.errors import TrainingError
-from toolkit.nn.cut import depth_of, take_suffix
+from toolkit.nn.cut import depth_of
 from toolkit.nn.seeds import derive_seed
+from toolkit.nn.server_exits import build_server_exits, take_suffix_with
 from toolkit.nn.steps import (
     lr_at,
     make_optimizer,
@@ -55,6 +59,10 @@ class ServerModel:
         scratch: folder for what does not fit the memory; nothing in it outlives the process.
         device: where to compute.
         segments: of the devices, where they are made one between rounds.
+        server: what only the server's training knows.
+        logits: kept to be handed down, where the server teaches the devices.
+
+    Raises: CutError, ModelError: there is no such exit.
     """
 
     def __init__(
@@ -69,19 +77,29 @@ class ServerModel:
         scratch: Path,
         device: torch.device | str = "cpu",
         segments: Segments | None = None,
+        server: ServerSpec = ServerSpec(),  # noqa: B008 - frozen
+        logits: ServerLogits | None = None,
     ) -> None:
         self._network = build_network(model, seed=seed).to(device)
         self._cuts = dict(cuts)
-        self._optimizer_spec = optimizer
+        self._optimizer_spec = msgspec.structs.replace(optimizer, lr=optimizer.lr * server.lr_factor)
+        self._exit_weight = server.exit_weight
+        self._n_classes = model.n_classes
+        self._logits = logits
         self._rounds = rounds
         self._seed = seed
         self._device = device
         self._mode = strategy.mode
         self._rules = strategy.copy_rules
-        self._suffixes = {cut: take_suffix(self._network, cut) for cut in set(cuts.values())}
-        shallowest = min(self._suffixes, key=lambda cut: depth_of(self._network, cut))
+        shallowest = min(cuts.values(), key=lambda cut: depth_of(self._network, cut))
+        heads = build_server_exits(
+            self._network, model, server.exits, exit_head=server.exit_head, seed=seed, behind=shallowest
+        )
+        for head in heads.values():
+            head.to(device)
+        self._suffixes = {cut: take_suffix_with(self._network, cut, heads) for cut in set(cuts.values())}
         self._theta = self._suffixes[shallowest]
-        self._optimizer = make_optimizer(self._theta, optimizer)
+        self._optimizer = make_optimizer(self._theta, self._optimizer_spec)
         n_resident = self._rules.resident or max(1, COPIES_BUDGET_BYTES // self._copy_bytes())
         self._shelf = CopyShelf(self._open_copy, n_resident=n_resident, folder=scratch)
         self._pool = ActivationPool(cap_bytes=POOL_CAP_BYTES, folder=scratch)
@@ -112,9 +130,12 @@ class ServerModel:
         optimizer.lr = lr_at(self._optimizer_spec, round_=round_, rounds=self._rounds)
         h, y = self._tensors(batch)
         seed = derive_seed(self._seed, "server", round_, device, seq)
-        loss = server_step(suffix, optimizer, h, y, seed=seed)
-        _check_loss(loss, f"batch {seq} of device {device!r}", device=device, round_=round_, step=seq)
-        return loss
+        made = server_step(suffix, optimizer, h, y, seed=seed, exit_weight=self._exit_weight)
+        of = f"batch {seq} of device {device!r}"
+        _check_loss(made.objective, of, device=device, round_=round_, step=seq)
+        if self._logits is not None:
+            self._logits.add(device, made.logits)
+        return made.loss
 
     def pool(self, device: str, batch: Batch, *, seq: int) -> None:
         """Keep one delivered batch for the round's mixed steps."""
@@ -123,6 +144,8 @@ class ServerModel:
     def begin_mixing(self, batches: Sequence[PooledBatch]) -> None:
         """Say how the round's sub-batches count its batches."""
         self._pool.order(tuple(batches))
+        if self._logits is not None:
+            self._logits.begin_mixing(batches, n_classes=self._n_classes)
 
     def apply_mixed(self, parts: Sequence[SubBatch], *, round_: int, step: int) -> list[float]:
         """Train on samples of several devices: one optimizer step.
@@ -136,10 +159,13 @@ class ServerModel:
             h, y = (torch.from_numpy(array).to(self._device) for array in self._pool.gather(part))
             gathered.append((self._suffixes[part.cut], h, y))
         seed = derive_seed(self._seed, "server mix", round_, step)
-        losses = mixed_server_step(self._optimizer, gathered, seed=seed)
-        for part, loss in zip(parts, losses, strict=True):
-            _check_loss(loss, f"mixed step {step} (cut {part.cut!r})", device="", round_=round_, step=step)
-        return losses
+        made = mixed_server_step(self._optimizer, gathered, seed=seed, exit_weight=self._exit_weight)
+        for part, forward in zip(parts, made, strict=True):
+            of = f"mixed step {step} (cut {part.cut!r})"
+            _check_loss(forward.objective, of, device="", round_=round_, step=step)
+            if self._logits is not None:
+                self._logits.put(part, forward.logits)
+        return [forward.loss for forward in made]
 
     def aggregate(self, weights: Mapping[str, int]) -> None:
         """End a period: theta becomes the copies' cross-layer mean, and every copy is dropped."""
@@ -168,20 +194,24 @@ class ServerModel:
     @property
     def lowered_round(self) -> int:
         """The round whose results are handed down to devices; 0 for none."""
-        return self.segments.round if self.segments is not None else 0
+        of_logits = self._logits.round if self._logits is not None else 0
+        return max(of_logits, self.segments.round if self.segments is not None else 0)
 
     def lowered(self, device: str, *, taken: int) -> tuple[FlatWeights | None, NDArray[np.float32] | None]:
         """What a device is handed down that has taken what round ``taken`` came to: its segment, the server's logits."""
         segments = self.segments
         weights = segments.of(device) if segments is not None and segments.round > taken else None
-        return weights, None
+        logits = self._logits.of(device) if self._logits is not None else None
+        return weights, None if logits is None else logits.numpy()
 
-    def end_round(self) -> None:
-        """Forget what was gathered for the round."""
+    def end_round(self, round_: int) -> None:
+        """Forget what was gathered for the round; what it came to can be handed down from here on."""
         self._pool.clear()
+        if self._logits is not None and round_ < self._rounds:
+            self._logits.close(round_)
 
-    def n_correct(self, device: str, batch: Batch) -> int:
-        """Count the held-out samples of a device that its route through the server classifies right."""
+    def n_correct(self, device: str, batch: Batch) -> dict[str, int]:
+        """Count the held-out samples of a device that its routes through the server classify right."""
         h, y = self._tensors(batch)
         return server_eval(self._suffixes[self._cuts[device]], h, y)
 
@@ -191,8 +221,10 @@ class ServerModel:
         return training_state(self._theta, self._optimizer) | of_devices
 
     def kept(self) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
-        """What of the state belongs to one device each, read one at a time: its momentum, under the rule "keep"."""
-        return self._kept.items()
+        """What of the state belongs to one device each, read one at a time: its momentum under the rule "keep", logits."""
+        logits = dict(self._logits.kept()) if self._logits is not None else {}
+        for device in sorted({*logits, *self._kept.devices}):
+            yield device, {**self._kept.get(device), **logits.get(device, {})}
 
     def load_state(
         self,
@@ -208,7 +240,7 @@ class ServerModel:
         own = {name: tensor for name, tensor in state.items() if not name.startswith(IN_CHECKPOINT)}
         load_training_state(self._theta, self._optimizer, own)
         for device, tensors in kept:
-            self._kept.put(device, tensors)
+            self._load_kept(device, tensors)
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Name and content of each file that a commit keeps, one at a time: theta, kept momentum, open copies."""
@@ -228,9 +260,16 @@ class ServerModel:
             if name == MODEL_FILE:
                 self.load_state(tensors)
             elif name.startswith(_OF_DEVICE):
-                self._kept.put(name.removeprefix(_OF_DEVICE).removesuffix(_SUFFIX), tensors)
+                self._load_kept(name.removeprefix(_OF_DEVICE).removesuffix(_SUFFIX), tensors)
             elif name.startswith(_COPY):
                 self._shelf.put(name.removeprefix(_COPY).removesuffix(_SUFFIX), tensors)
+
+    def _load_kept(self, device: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        momentum = {name: tensor for name, tensor in tensors.items() if name.startswith(MOMENTUM)}
+        if momentum:
+            self._kept.put(device, momentum)
+        if self._logits is not None:
+            self._logits.load(device, tensors)
 
     def _open_copy(self, device: str) -> Copy:
         suffix = copy.deepcopy(self._suffixes[self._cuts[device]])

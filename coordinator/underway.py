@@ -16,6 +16,7 @@ from coordinator.checkpoints import CommittedState, Generation
 from coordinator.ledger import Entry
 from coordinator.rounds import RoundLoop, Trainer
 from coordinator.segments import Segments
+from coordinator.server_logits import ServerLogits
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.wire.weights import FlatWeights
 
@@ -95,6 +96,8 @@ def take_up(
         scratch=scratch,
         device=device,
         segments=Segments(state.jobs, bn=strategy.copy_rules.bn, scratch=scratch) if synchronises else None,
+        server=state.server,
+        logits=ServerLogits() if job.from_server.weight else None,
     )
     loop = RoundLoop(
         strategy,

@@ -159,6 +159,55 @@ def take(device: Device, job: Job, made: Tensors, carry: Carry) -> None:
         learner.put(name, carry(value) if value.is_floating_point() else value)
 
 
+def begin_round(device: Device, job: Job, newest: dict[str, int], made: Tensors, said, carry: Carry) -> None:
+    """Before its first step in a round a device takes what is newer than what it has."""
+    if newest["segments"] > device.taken:
+        take(device, job, made, carry)
+    if newest["logits"] > device.taken:
+        device.teacher |= said
+    device.taken = max(device.taken, *newest.values())
+
+
+def server_rows(jobs: dict[str, Job], exits: list[str], exit_head: str) -> dict[str, Rows]:
+    """Each device's stages behind its cut, the classifier, and the exits among them; all of one network."""
+    job = next(iter(jobs.values()))
+    network = build_network(job.model, seed=job.seed)
+    h, heads = torch.zeros(1, *job.model.input_shape), {}
+    with torch.no_grad():
+        for name, stage in network.stages.named_children():
+            h = stage.eval()(h)
+            if name in exits:
+                heads[name] = build_exit_head(
+                    exit_head,
+                    activation_shape=h.shape[1:],
+                    n_classes=job.model.n_classes,
+                    cut=name,
+                    seed=job.seed,
+                )
+    rows = {device: split(network, jobs[device].cut)[1] for device in jobs}
+    return {
+        d: [*of, *((f"server_exits.{n}", heads[n]) for n, _ in of if n in heads)] for d, of in rows.items()
+    }
+
+
+def train_server(learner: Learner, rows: Rows, sent, *, lr: float, job: Job, seed: int, exit_weight: float):
+    """One server step; returns the classifier's logits before it."""
+    (h, y), heads = sent, dict(rows)
+    loss = 0
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for name, module in rows:
+            if name.startswith("server_exits."):
+                continue
+            h = module.train()(h)
+            if f"server_exits.{name}" in heads:
+                loss = loss + exit_weight * cross_entropy(heads[f"server_exits.{name}"].train()(h), y)
+    loss = cross_entropy(h, y) + loss
+    loss.backward()
+    descend(learner, rows, lr=lr, job=job)
+    return h.detach()
+
+
 def play(
     jobs: dict[str, Job],
     data: dict[str, Data],
@@ -168,42 +217,42 @@ def play(
     strategy: str,
     momentum: str = "average",
     carry: Carry = lambda weights: weights,
+    exits: list[str] = (),
+    exit_weight: float = 0.3,
+    lr_factor: float = 1.0,
 ) -> tuple[dict[str, Tensors], Tensors]:
     """Compute a run: device id to its tensors, and the server's with the segments that were made one."""
     devices = {name: Device(shallow_device(job)) for name, job in jobs.items()}
     job = next(iter(jobs.values()))
-    network = build_network(job.model, seed=job.seed)
-    suffixes = {name: split(network, jobs[name].cut)[1] for name in jobs}
-    shallowest = max(suffixes, key=lambda name: len(suffixes[name]))
-    copies = {name: Learner(copy.deepcopy(rows)) for name, rows in suffixes.items()}
-    servers = copies if strategy == "averaging" else dict.fromkeys(jobs, Learner(suffixes[shallowest]))
+    rows = server_rows(jobs, list(exits), job.exit_head)
+    shallowest = max(rows, key=lambda name: len(rows[name]))
+    copies = {name: Learner(copy.deepcopy(of)) for name, of in rows.items()}
+    servers = copies if strategy == "averaging" else dict.fromkeys(jobs, Learner(rows[shallowest]))
     made: Tensors = {}
-    newest = 0
+    said: dict[str, dict[int, torch.Tensor]] = {}
+    newest = {"segments": 0, "logits": 0}
     for number, round_ in enumerate(rounds, start=1):
-        sent = {}
+        sent, spoken = {}, {name: {} for name in jobs}
         for name, seqs in round_.trained.items():
-            if newest > devices[name].taken:
-                take(devices[name], jobs[name], made, carry)
-                devices[name].taken = newest
+            device = devices[name]
+            begin_round(device, jobs[name], newest, made, said.get(name, {}), carry)
             for seq in seqs:
-                sent[name, seq] = train_device(
-                    devices[name], name, jobs[name], data[name], round_=number, seq=seq
-                )
+                sent[name, seq] = train_device(device, name, jobs[name], data[name], round_=number, seq=seq)
         for name, seq in round_.applied:
-            h, y, _ = sent[name, seq]
-            rows = servers[name].rows[-len(suffixes[name]) :]
-            with torch.random.fork_rng():
-                torch.manual_seed(derive_seed(job.seed, "server", number, name, seq))
-                for _, module in rows:
-                    h = module.train()(h)
-            cross_entropy(h, y).backward()
-            descend(servers[name], rows, lr=learning_rate(job, number), job=job)
+            *batch, indices = sent[name, seq]
+            own = [(row, dict(servers[name].rows)[row]) for row, _ in rows[name]]
+            seed = derive_seed(job.seed, "server", number, name, seq)
+            lr = learning_rate(job, number) * lr_factor
+            z = train_server(servers[name], own, batch, lr=lr, job=job, seed=seed, exit_weight=exit_weight)
+            spoken[name] |= {int(i): row for i, row in zip(indices, z, strict=True)}
         if strategy == "averaging" and round_.weights:
             average(servers, round_.weights, momentum)
         if number in made_one:
             made |= make_one(devices, jobs, made_one[number], carry)
-            newest = number
+            newest["segments"] = number
+        if job.from_server.weight and number < job.rounds:
+            said, newest["logits"] = spoken, number
     of_all = {f"segments/{name}": tensor for name, tensor in made.items()}
-    if newest:
-        of_all["segments/round"] = torch.tensor(newest)
+    if newest["segments"]:
+        of_all["segments/round"] = torch.tensor(newest["segments"])
     return {n: d.learner.tensors() for n, d in devices.items()}, servers[shallowest].tensors() | of_all

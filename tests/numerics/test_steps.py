@@ -81,7 +81,7 @@ def test_the_steps_are_those_of_the_two_halves():
     ]
     for step in range(3):
         made = device_step(device, x, y, seed=step)
-        loss = server_step(server, sgd, made.h, y, seed=step)
+        loss = server_step(server, sgd, made.h, y, seed=step).loss
         for optimizer in optimizers:
             optimizer.zero_grad()
         h = twins[0].train()(x)

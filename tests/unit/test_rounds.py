@@ -33,12 +33,12 @@ class Notebook:
     def aggregate(self, weights: Mapping[str, int]):
         self.aggregated.append(dict(weights))
 
-    def end_round(self):
+    def end_round(self, _round):
         pass
 
     def n_correct(self, _device, batch):
         assert batch.kind == "eval"
-        return len(batch.y) // 2
+        return {"server": len(batch.y) // 2}
 
 
 class Copies(Strategy):

@@ -163,7 +163,7 @@ def test_a_pool_beyond_its_cap_is_on_disk_and_gives_the_same(tmp_path, monkeypat
         states.append(copy.deepcopy(model.state()))
         spilled = list((tmp_path / str(cap)).rglob("*.npy"))
         assert len(spilled) == (0 if cap > 300 else 2)
-        model.end_round()
+        model.end_round(1)
         assert not list((tmp_path / str(cap)).rglob("*.npy"))
     assert_equal(*states)
 

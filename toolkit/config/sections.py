@@ -129,6 +129,32 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Meta(description="what becomes of the devices' momentum then: each its own, averaged, or dropped"),
     ] = "keep"
     sync_codec: Annotated[_CODEC, Meta(description="how weights travel, both ways")] = "float32"
+    all_exits: Annotated[
+        bool, Meta(description="devices train an exit at every stage of their segment, not at the cut alone")
+    ] = False
+    self_distillation: Annotated[
+        float, Meta(ge=0, le=1e6, description="how much a device's exits teach each other; 0 for nothing")
+    ] = 0.0
+    server_logits: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1e6,
+            description="how much the server's logits teach devices' exits; other than 0, the server influences devices",
+        ),
+    ] = 0.0
+    distillation_temperature: Annotated[
+        float, Meta(gt=0, le=1e3, description="of both: how soft a teacher's answers are made")
+    ] = 3.0
+    server_exits: Annotated[
+        list[str], Meta(description="stages behind the shallowest cut at whose ends the server trains exits")
+    ] = []
+    server_exit_weight: Annotated[
+        float, Meta(ge=0, description="of each such exit's cross-entropy in the server's loss")
+    ] = 0.3
+    server_lr_factor: Annotated[
+        float, Meta(gt=0, description="the server's learning rate over the devices'")
+    ] = 1.0
     threads: Annotated[int, Meta(ge=1, le=4096, description="threads that each process computes with")] = 1
     exit_head: Annotated[
         str, Meta(min_length=1, max_length=64, description="early exits: auto, conv or pooled")

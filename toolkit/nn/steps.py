@@ -29,11 +29,14 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from toolkit.nn.cut import activation_shapes, take_segment
 from toolkit.nn.exit_head import build_exit_head
 from toolkit.nn.seeds import seeded
+from toolkit.nn.server_exits import SuffixWithExits
 from toolkit.nn.sgd import Sgd
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import Distillation, ModelSpec, OptimizerSpec
 
 NO_TEACHING = Distillation()
+SERVER_ROUTE = "server"
+"""The route that ends at the classifier; a route that ends at an exit is called by its stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,55 +230,86 @@ def _forward(
     return Forward(h, loss, at_cut, tuple(shallow), objective)
 
 
-def server_step(suffix: nn.Module, optimizer: Sgd, h: torch.Tensor, y: torch.Tensor, *, seed: int) -> float:
+@dataclass(frozen=True, slots=True)
+class ServerForward:
+    """One training pass at the server.
+
+    Attributes:
+        logits: the classifier's (B, K), detached.
+        loss: its mean cross-entropy before the update, nats.
+        objective: what the step descended: ``loss`` and what exits on the way add.
+    """
+
+    logits: torch.Tensor
+    loss: float
+    objective: float
+
+
+def server_step(
+    suffix: nn.Module,
+    optimizer: Sgd,
+    h: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    seed: int,
+    exit_weight: float = 0.0,
+) -> ServerForward:
     """Train the layers after a cut on one delivered batch; layers before it keep no gradient and do not move.
 
     Args:
-        suffix: layers cut+1..L and the classifier; changed in place.
+        suffix: layers cut+1..L and the classifier, with exits on the way or without; changed in place.
         optimizer: over these layers, or over more of the same network.
         h: activations (B, ...).
         y: labels (B,), int64.
         seed: of this batch at the server; dropout draws from it.
-    Returns: mean cross-entropy before the update, nats.
+        exit_weight: of each exit's cross-entropy in the loss.
     """
-    suffix.train()
-    with seeded(seed):
-        loss = cross_entropy(suffix(h), y)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.item()
+    (forward,) = mixed_server_step(optimizer, [(suffix, h, y)], seed=seed, exit_weight=exit_weight)
+    return forward
 
 
 def mixed_server_step(
-    optimizer: Sgd, parts: Sequence[tuple[nn.Module, torch.Tensor, torch.Tensor]], *, seed: int
-) -> list[float]:
+    optimizer: Sgd,
+    parts: Sequence[tuple[nn.Module, torch.Tensor, torch.Tensor]],
+    *,
+    seed: int,
+    exit_weight: float = 0.0,
+) -> list[ServerForward]:
     """Train one network on sub-batches that enter it at different cuts: the sample-weighted mean of their losses.
 
     Args:
         optimizer: over all layers that any sub-batch runs through.
         parts: for each sub-batch the suffix of its cut, activations (B, ...) and labels (B,).
         seed: of this step; dropout draws from it.
-    Returns: mean cross-entropy of each sub-batch before the update, nats.
+        exit_weight: of each exit's cross-entropy in a sub-batch's loss.
     """
     n_samples = sum(len(y) for _, _, y in parts)
     optimizer.zero_grad()
-    losses = []
+    made = []
     with seeded(seed):
         for suffix, h, y in parts:
             suffix.train()
-            loss = cross_entropy(suffix(h), y)
-            (loss * (len(y) / n_samples)).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.item())
+            logits, exits = _through_suffix(suffix, h)
+            loss = objective = cross_entropy(logits, y)
+            for of_exit in exits.values():
+                objective = objective + exit_weight * cross_entropy(of_exit, y)
+            share = len(y) / n_samples
+            (objective * share if len(parts) > 1 else objective).backward()  # type: ignore[no-untyped-call]
+            made.append(ServerForward(logits.detach(), loss.item(), objective.item()))
     optimizer.step()
-    return losses
+    return made
 
 
 @torch.no_grad()
-def server_eval(suffix: nn.Module, h: torch.Tensor, y: torch.Tensor) -> int:
-    """Count the held-out samples that the server's route classifies right."""
+def server_eval(suffix: nn.Module, h: torch.Tensor, y: torch.Tensor) -> dict[str, int]:
+    """Count the held-out samples classified right: under "server" at the classifier, under its stage at each exit."""
     suffix.eval()
-    return _n_correct(suffix(h), y)
+    logits, exits = _through_suffix(suffix, h)
+    return {route: _n_correct(z, y) for route, z in {SERVER_ROUTE: logits, **exits}.items()}
+
+
+def _through_suffix(suffix: nn.Module, h: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return suffix.with_exits(h) if isinstance(suffix, SuffixWithExits) else (suffix(h), {})
 
 
 def _n_correct(logits: torch.Tensor, y: torch.Tensor) -> int:

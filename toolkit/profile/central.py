@@ -23,6 +23,7 @@ from toolkit.nn.datasets import Dataset, channel_moments, load_source
 from toolkit.nn.partition import split_held_out
 from toolkit.nn.recipe import n_batches_of, train_recipe
 from toolkit.nn.steps import (
+    SERVER_ROUTE,
     build_device_model,
     device_eval,
     device_step,
@@ -87,7 +88,7 @@ def train_cut(
         accuracy=accuracy,
         accuracy_min=accuracy,
         accuracy_max=accuracy,
-        server_accuracy=server_eval(suffix, forward.h, labels) / len(labels),
+        server_accuracy=server_eval(suffix, forward.h, labels)[SERVER_ROUTE] / len(labels),
         compressed={
             codec: len(tensors.encode_activations("h", sample, codec).content)
             / tensors.activation_bytes(sample.size, codec)

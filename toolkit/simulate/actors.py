@@ -104,7 +104,7 @@ class PacedServerModel(ServerModel):
         self._clock.spend(sum(self._step_s[p.cut] * len(p.rows) / self._batch_size for p in parts))
         return losses
 
-    def n_correct(self, device: str, batch: Batch) -> int:
+    def n_correct(self, device: str, batch: Batch) -> dict[str, int]:
         """See :class:`ServerModel`."""
         n_correct = super().n_correct(device, batch)
         share = len(batch.y) / self._batch_size

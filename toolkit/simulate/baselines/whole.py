@@ -47,7 +47,7 @@ class Centralised:
         """One pass over all samples."""
         self._optimizer.lr = self._setup.lr(round_)
         losses = [
-            server_step(self._network, self._optimizer, x, y, seed=seed)
+            server_step(self._network, self._optimizer, x, y, seed=seed).loss
             for x, y, seed in self._all.batches(round_)
         ]
         spent_s = len(losses) * self._setup.times.server_whole_step_s
@@ -87,7 +87,7 @@ class Local:
             optimizer = self._optimizers[name]
             optimizer.lr = self._setup.lr(round_)
             for x, y, seed in learner.batches(round_):
-                losses.append(server_step(self._networks[name], optimizer, x, y, seed=seed))
+                losses.append(server_step(self._networks[name], optimizer, x, y, seed=seed).loss)
             spent_s = learner.n_batches * learner.times.whole_step_s
             self._setup.costs.add(name, compute_s=spent_s)
             longest_s = max(longest_s, spent_s)
@@ -129,7 +129,7 @@ class FedAvg:
             optimizer = make_optimizer(self._on_device, setup.job.optimizer)
             optimizer.lr = setup.lr(round_)
             for x, y, seed in learner.batches(round_):
-                losses.append(server_step(self._on_device, optimizer, x, y, seed=seed))
+                losses.append(server_step(self._on_device, optimizer, x, y, seed=seed).loss)
             mean.add(self._on_device.state_dict(), len(learner.y))
             spent_s = learner.n_batches * learner.times.whole_step_s
             setup.costs.add(name, compute_s=spent_s, up=size, down=size)
