@@ -9,7 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.local_socket import SOCKET_FILE, AskLog, AskStatus, Denied, short_path
+from coordinator.local_socket import (
+    SOCKET_FILE,
+    AskLog,
+    AskStatus,
+    Denied,
+    Dismiss,
+    Done,
+    Question,
+    short_path,
+)
 from coordinator.log_ring import LogEntry
 from coordinator.status import RunStatus
 from toolkit.errors import RunError
@@ -47,7 +56,16 @@ def ask_log(folder: Path, question: AskLog) -> Iterator[LogEntry]:
         yield msgspec.json.decode(line, type=LogEntry)
 
 
-def _ask(folder: Path, question: AskStatus | AskLog) -> Iterator[bytes]:
+def dismiss(folder: Path, device: str) -> bool:
+    """Tell a run not to wait for a device any more.
+
+    Returns: whether a coordinator runs and had heard of it.
+    Raises: RunError: it runs, and does not answer.
+    """
+    return any(msgspec.json.decode(line, type=Done).done for line in _ask(folder, Dismiss(device)))
+
+
+def _ask(folder: Path, question: Question) -> Iterator[bytes]:
     try:
         with _connected(folder) as connection, connection.makefile("rb") as answers:
             connection.sendall(msgspec.json.encode(question) + b"\n")

@@ -37,6 +37,10 @@ class Running(Protocol):
     detail: str
     n_refused_messages: int
 
+    def dismiss(self, device: str) -> bool:
+        """Wait no longer for a device; whether it was heard of."""
+        ...
+
     @property
     def sessions(self) -> Mapping[str, Seat]:
         """What is known of each device's session."""
@@ -105,7 +109,9 @@ class Desk(Service):
         self._recorder = Recorder(self._history, run, wall_clock=self._wall_clock, warn=self._warn)
         self._recorder.note("term", f"term {coordinator.term}")
         try:
-            self._socket = LocalSocket(self._folder, status=self.status, log=self.log, clock=self._clock)
+            self._socket = LocalSocket(
+                self._folder, status=self.status, dismiss=coordinator.dismiss, log=self.log, clock=self._clock
+            )
         except OSError as exc:
             self._warn(
                 f"Commands can't ask this coordinator: no socket can be made in {self._folder}: {exc}."

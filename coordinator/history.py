@@ -172,6 +172,10 @@ class History:
             *((insert, (s.status.device, s.at, s.run, msgspec.json.encode(s.status).decode())) for s in seen)
         )
 
+    def forget(self, device: str) -> None:
+        """Forget when a device was last seen; what it did in runs stays."""
+        self._write(("DELETE FROM device WHERE name = ?", (device,)))
+
     # Reading
 
     def last_round(self, run: str) -> int:

@@ -48,13 +48,26 @@ class AskLog(msgspec.Struct, frozen=True, tag_field="ask", tag="log"):
     follow: bool = False
 
 
+class Dismiss(msgspec.Struct, frozen=True, tag_field="ask", tag="dismiss"):
+    """Wait no longer for a device that was thrown out. Answered with one line, :class:`Done`."""
+
+    device: str
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Whether there was anything to do."""
+
+    done: bool
+
+
 class Denied(msgspec.Struct, frozen=True):
     """The question was none."""
 
     error: str
 
 
-_question: msgspec.json.Decoder[AskStatus | AskLog] = msgspec.json.Decoder(AskStatus | AskLog)
+Question = AskStatus | AskLog | Dismiss
+_question: msgspec.json.Decoder[Question] = msgspec.json.Decoder(Question)
 
 
 @contextmanager
@@ -84,6 +97,7 @@ class LocalSocket(Service):
     Args:
         folder: of the run, locked by this process.
         status: says how the run stands.
+        dismiss: stops waiting for a device; whether it is known.
         log: of the run.
         clock: monotonic seconds.
 
@@ -91,10 +105,17 @@ class LocalSocket(Service):
     """
 
     def __init__(
-        self, folder: Path, *, status: Callable[[], RunStatus], log: LogRing, clock: Callable[[], float]
+        self,
+        folder: Path,
+        *,
+        status: Callable[[], RunStatus],
+        dismiss: Callable[[str], bool],
+        log: LogRing,
+        clock: Callable[[], float],
     ) -> None:
         self._path = folder / SOCKET_FILE
         self._status = status
+        self._dismiss = dismiss
         self._log = log
         self._clock = clock
         self._clients: list[_Client] = []
@@ -195,6 +216,8 @@ class LocalSocket(Service):
         match question:
             case AskStatus():
                 self._say(client, self._status())
+            case Dismiss(device=device):
+                self._say(client, Done(self._dismiss(device)))
             case AskLog(device=device, n=n, follow=follow):
                 client.last_entry = self._log.last
                 for entry in self._log.newest(n, device):

@@ -144,6 +144,16 @@ class Coordinator:
         """What is known of each device's session."""
         return self._roll.seats
 
+    def dismiss(self, device: str) -> bool:
+        """Wait no longer for a device that was thrown out; it is back with its next hello, if it can say one.
+
+        Returns: whether it was heard of here.
+        """
+        if device not in self._roll:
+            return False
+        self._roll.advance(device, seats.Gone(self._roll[device].boot_nonce, on_purpose=True))
+        return True
+
     @property
     def over(self) -> bool:
         """Whether the run has ended."""

@@ -80,4 +80,6 @@ class RunStatus(msgspec.Struct, kw_only=True):
     @property
     def is_good(self) -> bool:
         """Whether nothing needs a person."""
-        return self.status != "failed" and all(device.state in GOOD for device in self.devices)
+        if not self.is_live:
+            return self.status in ("finished", "stopped")
+        return all(device.state in GOOD for device in self.devices)

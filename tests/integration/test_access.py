@@ -58,7 +58,8 @@ def allowed(served: ServedBroker) -> dict[str, tuple[set[str], set[str]]]:
         "homeassistant/light": (set(), set()),
     }
     for device in DEVICES:
-        table[topics.device_state(device)] = ({device}, {*coordinators, "op-admin"})
+        # The operator says "offline" for a device that it removes.
+        table[topics.device_state(device)] = ({device, "op-admin"}, {*coordinators, "op-admin"})
         table[topics.device_info(device)] = ({device}, {*coordinators, "op-admin"})
         table[f"{topics.device_info(device)}/below"] = (set(), {"op-admin"})
         infers = {f"{device}.infer"} & set(ACCOUNTS)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from coordinator import local_socket
-from coordinator.ask import ANSWER_S, ask_log, ask_status, is_answering
+from coordinator.ask import ANSWER_S, ask_log, ask_status, dismiss, is_answering
 from coordinator.desk import Desk
 from coordinator.events import RoundClosed
 from coordinator.fleet_view import SILENT_S
@@ -169,6 +169,20 @@ def test_a_last_will_and_a_goodbye_are_told_apart(make_fleet):
     assert not told.is_good
 
 
+def test_a_device_that_was_thrown_out_is_waited_for_no_longer(make_fleet):
+    fleet = make_fleet(rounds=500)
+    fleet.start()
+    fleet.run_until(lambda: len(rounds(fleet)) >= 1)
+    hung = fleet.members["bee"].agent
+    fleet.members["bee"].agent = None
+    assert fleet.ask(dismiss, "bee") is True
+    assert fleet.status()[1]["bee"].state == "left"
+    reached = len(rounds(fleet))
+    fleet.run_until(lambda: len(rounds(fleet)) > reached + 1)
+    assert fleet.ask(dismiss, "nobody") is False
+    fleet.members["bee"].agent = hung
+
+
 def test_connected_but_not_heard_is_silent(make_fleet):
     fleet = make_fleet(rounds=500, round_deadline_s=1e6)
     fleet.start()
@@ -205,6 +219,7 @@ def test_the_log_holds_both_sides_and_can_be_followed_to_the_end(make_fleet):
     assert not (fleet.path / "run" / SOCKET_FILE).exists()
     assert ask_status(fleet.path / "run") is None
     assert list(ask_log(fleet.path / "run", AskLog())) == []
+    assert dismiss(fleet.path / "run", "bee") is False
 
 
 def test_the_newest_lines_come_first_of_all(make_fleet):

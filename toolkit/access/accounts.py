@@ -108,8 +108,9 @@ def grants_of(account: str, topics: Topics) -> Grants:
                 ),
             )
         case "operator":
+            # Of a device that it removes it says "offline", as the broker lets the last will through no more.
             return Grants(
-                publish=(CONTROL, topics.offer("+"), own),
+                publish=(CONTROL, topics.all_device_states, topics.offer("+"), own),
                 receive=(CONTROL_ANSWERS, BROKER_STATISTICS, topics.everything),
             )
         case "join token":

@@ -10,14 +10,16 @@ import hashlib
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
 from toolkit.access.accounts import CONTROL, CONTROL_ANSWERS, INFER_SUFFIX, Grants, grants_of
 from toolkit.access.probe import Probe
-from toolkit.errors import BrokerError, BrokerLoginError, UsageError
+from toolkit.errors import BrokerError, BrokerLoginError, RemoteProtocolError, UsageError
 from toolkit.wire.topics import Topics
+from toolkit.wire.words import DeviceWord, encode_word, read_device_word
 
 PASSWORD_ITERATIONS = 101
 """PBKDF2 rounds, the plugin's own number: a password of 192 random bits needs none."""
@@ -104,8 +106,12 @@ class DynamicSecurity:
     def remove(self, account: str) -> None:
         """Remove an account; the broker cuts its connection off at once.
 
+        A removed device's last will is let through no more, so its word "offline" is said for it.
+
         Raises: UsageError: there is none. BrokerError: the broker refused, did not answer, or still knows it.
         """
+        state_topic = self._topics.device_state(account)
+        self._probe.subscribe(state_topic)
         known = self.accounts()
         if account not in known:
             raise UsageError(
@@ -116,6 +122,11 @@ class DynamicSecurity:
             self._ask("deleteRole", rolename=account)
         if account in self.accounts():
             raise _not_kept(f"account {account!r} is still there after its removal")
+        words = [message.payload for message in self._probe.received if message.topic == state_topic]
+        with suppress(RemoteProtocolError):
+            if words and (word := read_device_word(words[-1])).state == "online":
+                gone = encode_word(DeviceWord("offline", word.boot_nonce))
+                self._probe.publish(state_topic, gone, retain=True)
 
     def remove_device(self, device: str) -> list[str]:
         """Remove every account of a device; the broker cuts their connections off at once.

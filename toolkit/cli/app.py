@@ -16,6 +16,7 @@ from toolkit.cli import (
     coordinator_commands,
     delivery_commands,
     demo,
+    device_commands,
     doctor_commands,
     export_commands,
     init_commands,
@@ -25,6 +26,7 @@ from toolkit.cli import (
     run_show,
     serve_commands,
     simulate_commands,
+    status_commands,
 )
 
 app = typer.Typer(
@@ -64,6 +66,8 @@ def infer(context: typer.Context) -> None:
 
 app.command()(init_commands.init)
 app.command()(doctor_commands.doctor)
+app.command()(status_commands.status)
+app.command()(status_commands.logs)
 app.command()(demo.demo)
 app.command()(export_commands.export)
 app.command()(calibrate_commands.calibrate)
@@ -75,6 +79,7 @@ app.add_typer(agent_commands.app, name="agent")
 app.add_typer(coordinator_commands.app, name="coordinator")
 coordinator_commands.run_app.command()(run_show.show)
 app.add_typer(coordinator_commands.run_app, name="run")
+app.add_typer(device_commands.app, name="device")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(model_commands.app, name="model")
 broker_commands.app.command()(invite_commands.invite)

@@ -215,7 +215,7 @@ def user_add(
 
     for account in accounts:
         check_new(account)
-    with _control(folder, broker, operator) as (opened, control):
+    with control_of(folder, broker, operator) as (opened, control):
         passwords = {}
         for account in accounts:
             password = generate_password()
@@ -253,7 +253,7 @@ def user_remove(
             f"{operator!r} is the account that would remove itself.",
             hint="Act as another operator: --as op-NAME",
         )
-    with _control(folder, broker, operator) as (opened, control):
+    with control_of(folder, broker, operator) as (opened, control):
         known = control.accounts()
         if missing := [name for name in accounts if name not in known]:
             raise UsageError(
@@ -286,7 +286,7 @@ def user_list(
     """
     from toolkit.access.accounts import kind_of
 
-    with _control(folder, broker, operator) as (opened, control):
+    with control_of(folder, broker, operator) as (opened, control):
         rows = []
         for account in control.accounts():
             try:
@@ -315,7 +315,7 @@ def user_refresh(
 
     Example: hsee broker user refresh
     """
-    with _control(folder, broker, operator) as (_, control):
+    with control_of(folder, broker, operator) as (_, control):
         accounts = control.accounts()
         for account in accounts:
             control.grant(account)
@@ -326,9 +326,13 @@ def user_refresh(
 
 
 @contextmanager
-def _control(
+def control_of(
     folder: Path, broker: str | None, operator: str
 ) -> Iterator[tuple[BrokerFolder, DynamicSecurity]]:
+    """Log in at a broker of ours as an operator, to change its accounts.
+
+    Raises: BrokerError: it can't be reached, or refuses. UsageError: the folder is none of ours.
+    """
     from toolkit.access.broker_folder import BrokerFolder
     from toolkit.access.dynamic_security import DynamicSecurity
     from toolkit.access.probe import Probe

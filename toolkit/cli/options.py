@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,3 +17,14 @@ CaFile = Annotated[str | None, typer.Option(help="Authority that signed the brok
 Insecure = Annotated[
     bool | None, typer.Option("--insecure", help="Allow a broker off this machine without TLS and login.")
 ]
+Home = Annotated[str | None, typer.Option(help="Folder of the run folders.")]
+
+
+def home_of(flag: str | None) -> Path:
+    """Say where the run folders are: as the flag says, or as it is configured.
+
+    Raises: ConfigError: a configuration is wrong.
+    """
+    from toolkit.config import load_config
+
+    return Path(load_config({"fleet.home": flag}).fleet.home)
