@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,36 +61,50 @@ class Routes:
     def __init__(self, folder: Path, *, device: torch.device | str = "cpu") -> None:
         self._folder = folder
         self._device = device
-        self._made: OrderedDict[tuple[int, str], Route] = OrderedDict()
+        self._names: tuple[str, ...] = ()
+        self._generations: dict[int, Generation] = {}
+        self._served = Served((), {})
+        self._made: OrderedDict[tuple[str, str], Route] = OrderedDict()
 
     def served(self) -> Served:
-        """What can be answered now.
+        """What can be answered now; a damaged checkpoint counts as none."""
+        kept = committed_generations(self._folder) if self._folder.is_dir() else []
+        names = tuple(generation.path.name for generation in kept)
+        if names != self._names:
+            self._names = names
+            self._generations, self._served = self._look(kept)
+        return self._served
 
-        Raises: CheckpointError: the newest checkpoint is damaged.
-        """
-        kept = [generation for generation in committed_generations(self._folder) if generation.round > 0]
-        if not kept:
-            return Served((), {})
-        state = kept[-1].state()
-        shapes = {state.cuts[device]: tuple(shape) for device, shape in state.activation_shapes.items()}
-        return Served(tuple(generation.round for generation in kept), shapes)
+    def _look(self, kept: Sequence[Generation]) -> tuple[dict[int, Generation], Served]:
+        chosen: dict[int, Generation] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for generation in kept:
+            if generation.round == 0:
+                continue
+            try:
+                state = generation.state()
+            except CheckpointError:
+                continue
+            # A commit within a round holds layers on the way to the next one: only where there is no other.
+            if state.open is None or state.round not in chosen:
+                chosen[state.round] = generation
+            shapes = {state.cuts[device]: tuple(shape) for device, shape in state.activation_shapes.items()}
+        return chosen, Served(tuple(sorted(chosen)), shapes)
 
     def get(self, round_: int, cut: str) -> Route:
-        """The route behind a cut after a round that is kept.
+        """The route behind a cut after a round that is served.
 
         Raises: CheckpointError: its checkpoint is gone or damaged.
         """
-        route = self._made.pop((round_, cut), None) or self._make(round_, cut)
-        self._made[round_, cut] = route
+        generation = self._generations.get(round_)
+        if generation is None:
+            raise CheckpointError(f"The layers of round {round_} are not kept any more.", round=round_)
+        key = (generation.path.name, cut)
+        route = self._made.pop(key, None) or self._load(generation, cut)
+        self._made[key] = route
         if len(self._made) > KEPT_ROUTES:
             self._made.popitem(last=False)
         return route
-
-    def _make(self, round_: int, cut: str) -> Route:
-        generation = next((g for g in committed_generations(self._folder) if g.round == round_), None)
-        if generation is None:
-            raise CheckpointError(f"The layers of round {round_} are not kept any more.", round=round_)
-        return self._load(generation, cut)
 
     def _load(self, generation: Generation, cut: str) -> Route:
         job = generation.state().common
