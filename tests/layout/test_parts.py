@@ -10,7 +10,7 @@ import pytest
 from toolkit.cli.entry import PARTS
 
 ROOT = Path(__file__).parents[2]
-DISTRIBUTION = {"PIL": "pillow", "paho": "paho-mqtt"}
+DISTRIBUTION = {"PIL": "pillow", "cv2": "opencv-python-headless", "paho": "paho-mqtt"}
 
 
 def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ PARTS = {
     "PIL": "pictures",
     "amqtt": "broker",
     "cryptography": "access",
+    "cv2": "camera",
     "onnx": "export",
     "onnxscript": "export",
     "paho": "agent",

@@ -24,6 +24,7 @@ PARTS: Mapping[str, Sequence[str]] = {
     "export": ("onnx", "onnxscript", "safetensors", "torch"),
     "broker": ("amqtt",),
     "pictures": ("PIL",),
+    "camera": ("cv2",),
     "access": ("cryptography", "paho"),
     "datasets": ("torchvision",),
 }

@@ -1,25 +1,30 @@
-"""Reading samples to answer: pictures, folders of pictures, .npz, .npy, .csv and standard input.
+"""Reading samples to answer: pictures, folders of pictures, .npz, .npy, .csv, .jsonl, cameras and standard input.
 
 Values stay raw: pictures in [0, 1], channels first, nothing normalised.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError, ShapeError, did_you_mean
+from toolkit.errors import DataError, ShapeError
 from toolkit.runtime.arrays import MAX_FILE_BYTES, damaged, file_bytes, open_npy, open_npz, scale
+from toolkit.runtime.camera import CAMERA, camera_frames
+from toolkit.runtime.labels import Sample, label_index
 from toolkit.runtime.pictures import PICTURE_SUFFIXES, list_class_folders, list_pictures, read_picture
+from toolkit.runtime.rows import After, csv_file_rows, csv_rows, json_rows, raw_rows
+
+MAX_FIRST_LINE = 1024
+"""Characters of standard input by which its kind is told."""
 
 __all__ = [
     "PICTURE_SUFFIXES",
@@ -49,13 +54,6 @@ class Samples:
     labels: NDArray[np.int64] | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    name: str
-    x: NDArray[np.float32]
-    label: int | None
-
-
 def read_samples(
     source: str | Path,
     *,
@@ -79,29 +77,34 @@ def read_batches(
     class_names: Sequence[str] | None = None,
     batch: int = 1,
     fit: bool = False,
+    stdin: str | None = None,
+    stride: int = 0,
 ) -> Iterator[Samples]:
     """Read a source batch by batch; standard input is answered as its rows arrive.
 
     Args:
-        source: a picture; a folder of pictures, or where it has none of its own, of class folders; .npz with ``x`` and perhaps ``y`` (indices, or
-            names; indices into ``classes`` where the file has it); .npy; .csv, a flattened sample a row, with the
-            label last or in the column ``label``; or ``-``, csv on standard input.
+        source: a picture; a folder of pictures, or where it has none of its own, of class folders; .npz with ``x`` and
+            perhaps ``y`` (indices, or names; indices into ``classes`` where the file has it); .npy; .csv, a flattened
+            sample a row, or for windows (features, time) a time step a row, with the label last or in the column
+            ``label``; .jsonl; ``camera:0`` or ``camera:FILE``; or ``-``, standard input.
         input_shape: of one sample, channels first.
         class_names: what labels are looked up in; None leaves labels unread.
         batch: samples at a time; the last batch may be smaller.
-        fit: resize pictures and convert their colours to fit ``input_shape``.
+        fit: resize pictures and convert their colours to fit ``input_shape``; a camera's always are.
+        stdin: one of :data:`toolkit.runtime.rows.STDIN_KINDS`; by default csv, or JSON where the first line says so.
+        stride: rows from one window of a csv to the next; 0 for windows that touch.
 
     Raises:
         DataNotFoundError, DataError: missing, damaged, empty, of no known kind, NaN or Inf in a sample, unknown label.
         ShapeError: a sample has another shape.
     """
-    each = _each(str(source), tuple(input_shape), class_names, fit=fit)
+    each = _each(str(source), tuple(input_shape), class_names, fit=fit, stdin=stdin, stride=stride)
     yield _gathered(list(islice(each, batch)), str(source))
     while group := list(islice(each, batch)):
         yield _gathered(group, str(source))
 
 
-def _gathered(samples: Sequence[_Sample], source: str) -> Samples:
+def _gathered(samples: Sequence[Sample], source: str) -> Samples:
     if not samples:
         raise DataError(f"{'Standard input' if source == '-' else source} holds no samples.", source=source)
     labels = [s.label for s in samples if s.label is not None]
@@ -113,25 +116,35 @@ def _gathered(samples: Sequence[_Sample], source: str) -> Samples:
 
 
 def _each(
-    source: str, shape: tuple[int, ...], class_names: Sequence[str] | None, *, fit: bool
-) -> Iterator[_Sample]:
+    source: str,
+    shape: tuple[int, ...],
+    class_names: Sequence[str] | None,
+    *,
+    fit: bool,
+    stdin: str | None = None,
+    stride: int = 0,
+) -> Iterator[Sample]:
     path = Path(source)
     suffix = path.suffix.lower()
     if source == "-":
-        rows = _csv_rows(sys.stdin, "standard input", shape, class_names)
+        rows = _standard_input(stdin, shape, class_names, stride=stride)
+    elif source.startswith(CAMERA):
+        rows = camera_frames(source.removeprefix(CAMERA), shape)
     elif path.is_dir():
         rows = _folder_pictures(path, shape, class_names, fit=fit)
     elif suffix in PICTURE_SUFFIXES:
-        rows = iter([_Sample(path.name, read_picture(path, fit=shape if fit else None), None)])
+        rows = iter([Sample(path.name, read_picture(path, fit=shape if fit else None), None)])
     elif suffix in (".npz", ".npy"):
         rows = _array_rows(path, shape, class_names)
     elif suffix == ".csv":
-        rows = _csv_file_rows(path, shape, class_names)
+        rows = csv_file_rows(path, shape, class_names, stride=stride)
+    elif suffix == ".jsonl":
+        rows = _json_file_rows(path, shape, class_names)
     else:
         file_bytes(path)
         raise DataError(
             f"{source} is of no kind that can be read.",
-            hint="Give a picture, a folder of pictures, .npz, .npy, .csv, or - for csv on standard input.",
+            hint="Give a picture, a folder of pictures, .npz, .npy, .csv, .jsonl, camera:0, or - for standard input.",
             path=source,
         )
     for sample in rows:
@@ -139,7 +152,7 @@ def _each(
         yield sample
 
 
-def _check_sample(sample: _Sample, shape: tuple[int, ...]) -> None:
+def _check_sample(sample: Sample, shape: tuple[int, ...]) -> None:
     if sample.x.shape != shape:
         raise ShapeError(
             f"{sample.name} has shape {sample.x.shape}; the model takes {shape}.",
@@ -169,19 +182,19 @@ def _shape_hint(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
 
 def _folder_pictures(
     path: Path, shape: tuple[int, ...], class_names: Sequence[str] | None, *, fit: bool
-) -> Iterator[_Sample]:
+) -> Iterator[Sample]:
     loose = list_pictures(path)
     classes = {None: loose} if loose else list_class_folders(path)
     for name, pictures in classes.items():
         label = None
         if name is not None and class_names is not None:
-            label = _label_index(name, class_names, f"The folder {path / name}")
+            label = label_index(name, class_names, f"The folder {path / name}")
         for picture in pictures:
             x = read_picture(picture, fit=shape if fit else None)
-            yield _Sample(str(picture.relative_to(path)), x, label)
+            yield Sample(str(picture.relative_to(path)), x, label)
 
 
-def _array_rows(path: Path, shape: tuple[int, ...], class_names: Sequence[str] | None) -> Iterator[_Sample]:
+def _array_rows(path: Path, shape: tuple[int, ...], class_names: Sequence[str] | None) -> Iterator[Sample]:
     arrays = {"x": open_npy(path)} if path.suffix.lower() == ".npy" else open_npz(path)
     if "x" not in arrays:
         raise DataError(
@@ -195,7 +208,7 @@ def _array_rows(path: Path, shape: tuple[int, ...], class_names: Sequence[str] |
     labels = _array_labels(arrays, x, class_names, path)
     for index in range(len(x) if x.ndim else 0):
         name = f"{path.name}[{index}]"
-        yield _Sample(name, scale(x[index], name=name), None if labels is None else labels[index])
+        yield Sample(name, scale(x[index], name=name), None if labels is None else labels[index])
 
 
 def _array_labels(
@@ -213,87 +226,45 @@ def _array_labels(
         own = [str(name) for name in arrays["classes"].ravel()]
         y = np.asarray([own[i] if 0 <= i < len(own) else str(i) for i in y.tolist()], np.str_)
     return [
-        _label_index(label, class_names, f"'y' of {path.name}[{index}]")
+        label_index(label, class_names, f"'y' of {path.name}[{index}]")
         for index, label in enumerate(y.tolist())
     ]
 
 
-def _label_index(label: str | int, class_names: Sequence[str], where: str) -> int:
-    if label in class_names:
-        return class_names.index(str(label))
-    text = str(label).strip()
-    if text.isdecimal() and int(text) < len(class_names):
-        return int(text)
-    raise DataError(
-        f"{where} names the class {text!r}, which the model does not know.",
-        hint=f"{did_you_mean(text, class_names)} Use --no-labels to answer without looking at labels.",
-        label=text,
-    )
-
-
-def _csv_file_rows(
+def _json_file_rows(
     path: Path, shape: tuple[int, ...], class_names: Sequence[str] | None
-) -> Iterator[_Sample]:
+) -> Iterator[Sample]:
     file_bytes(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from _csv_rows(stream, path.name, shape, class_names)
-    except OSError as exc:
+        with path.open(encoding="utf-8") as stream:
+            yield from json_rows(stream, path.name, shape, class_names)
+    except (OSError, UnicodeDecodeError) as exc:
         raise damaged(path, exc) from exc
 
 
-def _csv_rows(
-    stream: IO[str], where: str, shape: tuple[int, ...], class_names: Sequence[str] | None
-) -> Iterator[_Sample]:
-    n_values = math.prod(shape)
-    rows = csv.reader(_lines(stream, where, most=64 * (n_values + 2) + 1024))
-    n_rows = 0
+def _standard_input(
+    kind: str | None, shape: tuple[int, ...], class_names: Sequence[str] | None, *, stride: int
+) -> Iterator[Sample]:
+    where = "standard input"
+    if kind in ("float32", "uint8", "uint8-hwc"):
+        yield from raw_rows(sys.stdin.buffer, where, shape, kind)
+        return
     try:
-        first = next(rows, [])
-        has_names = bool(first) and not any(_is_number(c) or not c.strip() for c in first[:-1] or first)
-        named = {name.strip(): i for i, name in enumerate(first)} if has_names else {}
-        label_at = named.get("label", n_values if len(first) == n_values + 1 else None)
-        values_at = [i for i in range(len(first)) if i not in (label_at, named.get("user"))]
-        for row in rows if has_names else chain([first] if first else [], rows):
-            n_rows += 1
-            name = f"{where} row {n_rows}"
-            if len(row) != len(first) or len(values_at) != n_values:
-                raise ShapeError(
-                    f"{name} has {len(row)} values; the model takes {n_values} a sample: shape {shape}, flattened.",
-                    hint="One sample a row, values separated by commas, the label last or in the column 'label'.",
-                    expected=n_values,
-                    got=len(row),
-                )
-            x = np.asarray([_number(row[i], name, i) for i in values_at], np.float32).reshape(shape)
-            label = None
-            if label_at is not None and class_names is not None:
-                label = _label_index(row[label_at], class_names, name)
-            yield _Sample(name, x, label)
-    except (csv.Error, UnicodeDecodeError) as exc:
-        raise DataError(f"{where} can't be read as csv after row {n_rows}: {exc}.", row=n_rows) from exc
+        first = sys.stdin.readline(MAX_FIRST_LINE)
+    except UnicodeDecodeError as exc:
+        raise _no_text() from exc
+    if any(
+        sign == "\0" or "\udc80" <= sign <= "\udcff" for sign in first
+    ):  # how Python reads bytes that are no text
+        raise _no_text()
+    stream = After(first, sys.stdin)
+    if kind == "json" or (kind is None and first.lstrip()[:1] in ("{", "[")):
+        yield from json_rows(stream, where, shape, class_names)
+    else:
+        yield from csv_rows(stream, where, shape, class_names, stride=stride)
 
 
-def _lines(stream: IO[str], where: str, *, most: int) -> Iterator[str]:
-    # A line without an end must not fill the memory.
-    while line := stream.readline(most):
-        if len(line) == most and not line.endswith("\n"):
-            raise DataError(
-                f"{where} has a line longer than {most} characters: this is not one sample a row."
-            )
-        if line.strip():
-            yield line
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _number(cell: str, name: str, column: int) -> float:
-    try:
-        return float(cell)
-    except ValueError as exc:
-        raise DataError(f"{name}, column {column + 1}: {cell!r} is not a number.", sample=name) from exc
+def _no_text() -> DataError:
+    return DataError(
+        "Standard input is no text.", hint="Raw values need --stdin float32, uint8 or uint8-hwc."
+    )
