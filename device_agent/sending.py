@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from device_agent.tape import tape_from_environment
 from device_agent.trains_rounds import TrainsRounds
 from toolkit.failpoints import failpoint
 from toolkit.link.base import Link
@@ -53,6 +54,7 @@ class Sender:
         self._topics = topics
         self._device = device
         self._conduct = conduct
+        self._tape = tape_from_environment()
 
     def send_batch(self, state: DeviceState, job: Job, seq: int, batch: Batch) -> int:
         """Send batch ``seq`` of the open round, under the orders that ``state`` obeys; returns its bytes."""
@@ -84,6 +86,8 @@ class Sender:
         return self._send(job.run, weights.encode_weights(address, trainer.weights(), job.sync.codec))
 
     def _send(self, run: str, payload: bytearray) -> int:
+        if self._tape is not None:
+            self._tape(payload)
         topic = self._topics.up(run, self._device)
         for chunk in chunks.split(
             payload, payload_id=self._conduct.draw(16), chunk_bytes=self._conduct.chunk_bytes

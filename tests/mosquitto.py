@@ -34,10 +34,16 @@ class Mosquitto:
         folder: for its configuration, passwords and log.
         accounts: password by user name; none lets everybody in.
         settings: further lines of its configuration.
+        persistence: keep sessions and retained messages on disk, written after every change.
     """
 
     def __init__(
-        self, folder: Path, *, accounts: Mapping[str, str] | None = None, settings: str = ""
+        self,
+        folder: Path,
+        *,
+        accounts: Mapping[str, str] | None = None,
+        settings: str = "",
+        persistence: bool = False,
     ) -> None:
         self.address = BrokerAddress(host=HOST, port=free_port())
         self.log_path = folder / "mosquitto.log"
@@ -46,7 +52,12 @@ class Mosquitto:
         lines = [
             f"listener {self.address.port} {HOST}",
             "set_tcp_nodelay true",
-            "persistence false",
+            f"persistence {str(persistence).lower()}",
+            *(
+                [f"persistence_location {folder}/", "autosave_on_changes true", "autosave_interval 1"]
+                if persistence
+                else []
+            ),
             settings,
         ]
         if accounts is None:

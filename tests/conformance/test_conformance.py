@@ -32,7 +32,9 @@ N_TRAIN = 6
 class Steps:
     """A trainer whose activations tell which step made them."""
 
-    n_train, n_items = N_TRAIN, N_TRAIN + 1
+    n_train, n_items, n_batches = N_TRAIN, N_TRAIN + 1, N_TRAIN + 1
+    lowered_round = max_lowered_bytes = 0
+    is_untouched = True
 
     def __init__(self):
         self.round = self.seq = self.n_steps = 0
@@ -44,6 +46,9 @@ class Steps:
         self.seq += 1
         self.n_steps += 1
         return self._batch(self.seq, step=self.n_steps - 1)
+
+    def train_extra(self):
+        self.n_steps += 1
 
     def make_again(self, seq):
         return self._batch(seq, remade=seq <= self.n_train)
@@ -120,11 +125,11 @@ def _any_assignment(state, assignment):
 
 def _one_more(state):
     may = _MAY_SEND(state)
-    return range(may.start, may.stop + 1) if may.stop else may
+    return range(may.start, min(may.stop + 1, N_TRAIN + 2)) if may.stop else may
 
 
 def _no_offline(state, event):
-    return (state, []) if event.run is None else _ON_BRIDGE(state, event)
+    return (state, []) if not event.is_online else _ON_BRIDGE(state, event)
 
 
 _ON_FLOW, _ON_WELCOME, _ON_ASSIGNMENT = session._on_flow, session._on_welcome, session._on_assignment

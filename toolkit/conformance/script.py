@@ -145,7 +145,9 @@ class Script:
         stage.say(Welcome(boot_nonce=other, run=stage.run, term=9, incarnation=9, protocol=1))
         stage.say(Fenced(boot_nonce=other, incarnation=9))
         stage.say(Assignment(term=9, plan_version=9, job=self._job()))
-        stage.say(self._state(round_=1, next_=1, limit=9, term=9, incarnation=9, plan_version=9, n=90))
+        stage.say(
+            self._state(round_=1, next_=1, limit=1 + WINDOW, term=9, incarnation=9, plan_version=9, n=90)
+        )
         again = stage.wait_for(lambda: len(stage.greetings) > before, 5.0 / self._pace + self._cap_s)
         self._judge(
             7,
@@ -251,7 +253,7 @@ class Script:
             "9",
             rest,
             round_=1,
-            sentence="A device's list in a round is its training batches (seq 1 to n_train), then its held-out batches.",
+            sentence="A device's list in a round is its training batches (seq 1 to n_train), then its held-out batches",
         )
         kinds = {b.header.seq: b.header.kind for b in self._stage.batches}
         wrong = [s for s, kind in kinds.items() if (kind == "train") != (s <= self._n_train())]

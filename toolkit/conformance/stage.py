@@ -13,7 +13,7 @@ from toolkit.errors import RemoteProtocolError
 from toolkit.link.base import Connected, Link, Received
 from toolkit.wire import chunks, frames, payloads
 from toolkit.wire.limits import MAX_MESSAGE_BYTES
-from toolkit.wire.messages import Bye, Chunk, DownMessage, Hello, Payload
+from toolkit.wire.messages import Bye, Chunk, DownMessage, Fetch, Hello, Pace, Payload
 from toolkit.wire.topics import Topics
 from toolkit.wire.words import BridgeWord, DeviceWord, Presence, encode_word, read_device_word
 
@@ -127,13 +127,16 @@ class Stage:
                         self.faults.append(exc.message)
 
     def _take(self, topic: str, payload: bytes) -> None:
-        if topic.endswith("/state"):
-            if self._topics.device_of(topic, leaf="state") == self.device or not self.device:
-                self.words.append(read_device_word(payload))
+        is_word = topic.endswith("/state")
+        sender = self._topics.device_of(topic, leaf="state" if is_word else "up")
+        if self.device and sender != self.device:
             return
-        sender = self._topics.device_of(topic, leaf="up")
-        if sender != self.device and self.device:
-            return
+        if is_word:
+            self.words.append(read_device_word(payload))
+        else:
+            self._take_frame(sender, payload)
+
+    def _take_frame(self, sender: str, payload: bytes) -> None:
         if len(payload) > MAX_MESSAGE_BYTES:
             raise RemoteProtocolError(f"A message has {len(payload)} bytes.")
         message, body = frames.decode(payload)
@@ -149,6 +152,8 @@ class Stage:
                 whole = self._assembler.add(message, body)
                 if whole is not None:
                     self._take_whole(message.payload_id, whole)
+            case Pace() | Fetch():
+                pass  # what a device MAY say
             case _:
                 raise RemoteProtocolError(f"A device does not send a {type(message).__name__}.")
 

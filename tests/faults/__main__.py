@@ -1,0 +1,82 @@
+"""The promises under faults, row by row, with real processes.
+
+    python -m tests.faults --tier quick|nightly [--rows R1,R7] [--seed N] [--require-all]
+
+A row whose facility is missing prints SKIPPED, and fails under --require-all. Ends with a line of totals; a row that
+fails prints the command that plays it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from tests.faults.rows import ROWS, Row
+from tests.faults.scene import SkippedRowError, scene
+
+NIGHTLY_SCALE = 4
+
+
+def play(row: Row, *, seed: int, scale: int) -> tuple[str, str, set[str]]:
+    """Play one row.
+
+    Returns: ``ok``, ``FAILED`` or ``SKIPPED``; what was seen; the failpoints that were hit.
+    """
+    try:
+        with scene(seed, scale) as stage:
+            return "ok", row.play(stage), stage.failpoints
+    except SkippedRowError as exc:
+        return "SKIPPED", str(exc), set()
+    except Exception as exc:  # noqa: BLE001 - the other rows are played all the same
+        return "FAILED", f"{type(exc).__name__}: {exc}", set()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Play a tier; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tier", choices=("quick", "nightly"), default="quick")
+    parser.add_argument("--rows", default="", help="comma-separated; default: all of the tier")
+    parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
+    parser.add_argument("--require-all", action="store_true", help="a skipped row fails")
+    args = parser.parse_args(argv)
+    seed = int.from_bytes(os.urandom(4)) if args.seed is None else args.seed
+    wanted = (
+        args.rows.split(",")
+        if args.rows
+        else [n for n, r in ROWS.items() if r.quick or args.tier == "nightly"]
+    )
+    unknown = [name for name in wanted if name not in ROWS]
+    if unknown:
+        parser.error(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    scale = 1 if args.tier == "quick" else NIGHTLY_SCALE
+    verdicts: dict[str, list[str]] = {"ok": [], "FAILED": [], "SKIPPED": []}
+    failpoints: set[str] = set()
+    for name in wanted:
+        began_s = time.monotonic()
+        verdict, seen, hit = play(ROWS[name], seed=seed, scale=scale)
+        failpoints |= hit
+        verdicts[verdict].append(name)
+        sys.stdout.write(
+            f"{verdict:8}{name:10}{time.monotonic() - began_s:6.1f} s  {ROWS[name].what}: {seen}\n"
+        )
+        if verdict == "FAILED":
+            sys.stdout.write(
+                f"        again: python -m tests.faults --tier {args.tier} --rows {name} --seed {seed}\n"
+            )
+        sys.stdout.flush()
+    sys.stdout.write(
+        f"rows run {len(verdicts['ok']) + len(verdicts['FAILED'])} / skipped {len(verdicts['SKIPPED'])}"
+        f" / seeds {seed} / failpoints hit {len(failpoints)}\n"
+    )
+    failed = verdicts["FAILED"] or (args.require_all and verdicts["SKIPPED"])
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
