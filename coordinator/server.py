@@ -207,6 +207,10 @@ class Coordinator:
             self._publish_bridge("offline", ended=status)
         else:
             self._publish_bridge("offline")
+        self._end_silently(status, detail)
+
+    def _end_silently(self, status: Status, detail: str) -> None:
+        self.status, self.detail = status, detail
         self._observe(Ended(status, detail))
         self._folder.set_status(status, detail)
 
@@ -534,13 +538,15 @@ class Coordinator:
 
         Raises: RunError: a newer coordinator has taken up this run elsewhere.
         """
-        # PROTOCOL.md 7: "A coordinator that hears of a higher term of its run MUST end."
+        # PROTOCOL.md 7: "A coordinator that hears of a higher term of its run MUST end, and say nothing more"
         if word.term > self.term:
-            raise RunError(
+            lost = RunError(
                 f"Another coordinator has taken up run {self.run} (term {word.term}; this one has {self.term}).",
                 hint="Only one of them can go on, and it is the other one.",
                 term=word.term,
             )
+            self._end_silently("stopped", lost.message)
+            raise lost
         if word.term == self.term and word.state == "online":
             self._word_echoed = True
         elif self._word_echoed:

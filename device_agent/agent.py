@@ -335,7 +335,7 @@ class Agent:
             word = read_bridge_word(payload)
             if word.state == "offline":
                 self._say("the coordinator is offline; waiting for it")
-            self._feed(session.BridgeSeen(word.run, now, word.state == "online", word.ended))
+            self._feed(session.BridgeSeen(word.run, now, word.state == "online", word.ended, word.term))
             return
         message, body = frames.decode(payload)
         if isinstance(message, Chunk):

@@ -371,3 +371,13 @@ def test_a_device_whose_run_never_began_joins_the_next_one_with_its_own_low_term
     assert actions == [SayHello("run2")]
     state, _ = run(state, Got(msgspec.structs.replace(WELCOME, run="run2", term=1, incarnation=1), 6.0))
     assert (state.phase, state.run, state.term, state.incarnation) == (P.JOINED, "run2", 1, 1)
+
+
+def test_a_coordinator_that_was_replaced_ends_nothing_with_its_last_word():
+    """It may speak after its successor; what it says of the run is of a lower term."""
+    state = replace(TRAINING, term=2)
+    for ended in ("", "failed", "finished"):
+        late = BridgeSeen("run1", 5.0, is_online=False, ended=ended, term=1)
+        assert step(state, late) == (state, [])
+    own = BridgeSeen("run1", 5.0, is_online=False, ended="failed", term=2)
+    assert step(state, own)[0].phase is P.FAILED

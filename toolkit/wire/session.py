@@ -57,6 +57,8 @@ class BridgeSeen:
     now: float
     is_online: bool = True
     ended: Ending = ""
+    term: int = 0
+    """Of the coordinator that speaks; 0 where it is not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,9 @@ def _on_bridge(state: DeviceState, event: BridgeSeen) -> tuple[DeviceState, list
     if state.phase is DevicePhase.OFFLINE:
         return state, []
     is_own = event.run == state.run
+    # PROTOCOL.md 3: "A device ignores the words of its run that are of a lower term than its own."
+    if is_own and 0 < event.term < state.term:
+        return state, []
     if not event.is_online:
         return _on_word_offline(state, event) if is_own or not state.plan_version else (state, [])
     if not is_own and state.plan_version:
