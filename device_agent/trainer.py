@@ -318,7 +318,7 @@ class Trainer(Course):
     ) -> Batch:
         return Batch(
             kind=kind,
-            h=forward.h.contiguous().cpu().numpy(),
+            h=forward.h.float().contiguous().cpu().numpy(),
             y=y.cpu().numpy(),
             exit_loss=forward.loss,
             exit_correct=forward.n_correct,

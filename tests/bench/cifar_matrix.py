@@ -34,12 +34,14 @@ class Size:
         n_images: divided over the devices, as many of every class; a tenth of each device's is held out.
         n_test: the first so many of the published test set, in its order.
         settings: of the run.
+        flags: more of ``hsee simulate``.
     """
 
     n_images: int
     n_test: int
     rounds: int
     settings: tuple[str, ...]
+    flags: tuple[str, ...] = ()
 
 
 SIZES = {
@@ -57,6 +59,7 @@ SIZES = {
             *("run.model_options.width=64", "run.compute=cuda", "run.batch_size=128", "run.lr=0.1"),
             "run.codec=float16",
         ),
+        ("--precision", "bfloat16", "--channels-last"),
     ),
 }
 
@@ -84,7 +87,7 @@ def main() -> None:
                 *("--data", f"npz:{folder / 'train.npz'}", "--test", f"npz:{folder / 'test.npz'}", *FLEET),
                 *("--partition", partition, "--seed", str(seed), "--rounds", str(size.rounds)),
                 *(word for setting in size.settings for word in ("--set", setting)),
-                *TRAINED[name],
+                *(*size.flags, *TRAINED[name]),
             ),
         )
         of_partition.setdefault(partition, []).append(row)

@@ -17,6 +17,7 @@ from coordinator.ledger import Void, read_ledger
 from toolkit.cli.app import app
 from toolkit.config import Run
 from toolkit.errors import CutError, HseeError, RunError, UsageError
+from toolkit.nn.compute import Numerics
 from toolkit.nn.weights import load_tensors
 from toolkit.simulate.actors import PacedServerModel
 from toolkit.simulate.baselines.harness import MAKERS, make_setup
@@ -314,3 +315,29 @@ def test_one_test_set_is_named(flags, said, tmp_path):
     done = CliRunner().invoke(app, ["simulate", *flags, "-o", str(tmp_path / "run")])
     assert isinstance(done.exception, UsageError)
     assert said in str(done.exception)
+
+
+@pytest.mark.parametrize("trained", ["sequential", "averaging", "consolidated", "fedavg", "splitfed-shared"])
+def test_faster_numerics_train_the_same_network_nearly(trained, scenario, tmp_path):
+    baseline = {"baseline": trained} if trained in MAKERS else {}
+    scenario = with_run(
+        msgspec.structs.replace(scenario, data="digits", cuts=("stem", "layer1"), **baseline),
+        model="resnet_small",
+        model_options={"width": 4},
+        strategy="sequential" if baseline else trained,
+        codec="float16",
+        rounds=1,
+        batch_size=32,
+    )
+    exact = run(scenario, tmp_path / "exact")
+    fast = Numerics(precision="bfloat16", memory_format="channels_last")
+    quick = run(msgspec.structs.replace(scenario, numerics=fast), tmp_path / "quick")
+    assert digests(quick) != digests(exact)
+    for one, other in zip(exact.devices, quick.devices, strict=True):
+        for route in one.accuracy:
+            assert abs(one.accuracy[route].common - other.accuracy[route].common) < 0.25
+    laid_out = Numerics(memory_format="channels_last")
+    same = run(msgspec.structs.replace(scenario, numerics=laid_out), tmp_path / "same")
+    for one, other in zip(exact.devices, same.devices, strict=True):
+        for route in one.accuracy:
+            assert abs(one.accuracy[route].common - other.accuracy[route].common) < 0.1

@@ -93,6 +93,12 @@ def simulate(  # noqa: PLR0913 - a command's options
     target_drop: Annotated[
         float, typer.Option(help="Points of accuracy that leaving early may cost, for the chosen threshold.")
     ] = 1.0,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16 for matrix products and convolutions.")
+    ] = "float32",
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Lay weights out as GPUs and newer CPUs like it.")
+    ] = False,
     transport: Annotated[str, typer.Option(help="memory (virtual time) or mqtt (a real broker).")] = "memory",
     broker: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="For mqtt: one that runs already; default: its own.")
@@ -140,6 +146,10 @@ def simulate(  # noqa: PLR0913 - a command's options
         "plan": plan_text,
         "profiles": _profile_texts(profiles),
         "server_flop_per_s": server_gflops * 1e9,
+        "numerics": {
+            "precision": _choice("--precision", precision, ("float32", "bfloat16")),
+            "memory_format": "channels_last" if channels_last else "contiguous",
+        },
         "target_drop": _points(target_drop),
         "drops": _pairs(drop, "--drop", "@", int),
         "slow": _pairs(slow, "--slow", ":", float),

@@ -11,6 +11,7 @@ from coordinator.server_model import ServerModel
 from coordinator.strategy.base import SubBatch
 from device_agent.state import DeviceFolder
 from device_agent.trainer import Trainer
+from toolkit.nn.compute import Numerics
 from toolkit.nn.weights import load_tensors
 from toolkit.simulate.times import FORWARD_SHARE, ActorClock
 from toolkit.wire.payloads import Batch
@@ -30,15 +31,19 @@ class PacedTrainer(Trainer):
         clock: of its device.
         step_s: a training step at its cut.
         drop_round: at whose beginning the device is lost; 0 for never.
+        numerics: whose memory format the weights take.
         kwargs: of :class:`Trainer`.
     """
 
-    def __init__(self, *, clock: ActorClock, step_s: float, drop_round: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *, clock: ActorClock, step_s: float, drop_round: int, numerics: Numerics, **kwargs: Any
+    ) -> None:
         self._virtual = clock
         self._step_s = step_s
         self._drop_round = drop_round
         self._device_folder: DeviceFolder = kwargs["folder"]
         super().__init__(**kwargs)
+        numerics.lay_out(self._model.modules)
 
     def enter_round(self, round_: int, seq: int) -> None:
         """See :class:`Trainer`.
@@ -75,14 +80,22 @@ class PacedServerModel(ServerModel):
         clock: of the coordinator.
         step_s: a training step on one batch, by cut.
         batch_size: of the run.
+        numerics: whose memory format the weights take.
         args: of :class:`ServerModel`.
         kwargs: likewise.
     """
 
     def __init__(
-        self, *args: Any, clock: ActorClock, step_s: Mapping[str, float], batch_size: int, **kwargs: Any
+        self,
+        *args: Any,
+        clock: ActorClock,
+        step_s: Mapping[str, float],
+        batch_size: int,
+        numerics: Numerics,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        numerics.lay_out(self._network)
         self._clock = clock
         self._step_s = step_s
         self._batch_size = batch_size

@@ -142,7 +142,7 @@ def ask(route: nn.Module, samples: Samples) -> Answers:
     found: dict[str, list[NDArray[np.float32]]] = {}
     for start in range(0, len(samples.y), EVAL_BATCH):
         for name, logits in route(samples.x[start : start + EVAL_BATCH].to(compute)).items():
-            found.setdefault(name, []).append(logits.cpu().numpy())
+            found.setdefault(name, []).append(logits.float().cpu().numpy())
     return Answers({name: np.concatenate(parts) for name, parts in found.items()}, samples.y)
 
 
@@ -194,8 +194,8 @@ class Carried(nn.Module):
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """(B, ...) to the same shape."""
         if self._codec.startswith("float32"):
-            return h
-        encoded = tensors.encode_activations("h", h.contiguous().cpu().numpy(), self._codec)
+            return h.float()
+        encoded = tensors.encode_activations("h", h.float().contiguous().cpu().numpy(), self._codec)
         return torch.from_numpy(tensors.decode(encoded.spec, memoryview(encoded.content))).to(h.device)
 
 

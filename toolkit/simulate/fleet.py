@@ -117,6 +117,7 @@ class SimulatedFleet:
                 clock=self.server_clock,
                 step_s=self.times.server_step_s,
                 batch_size=self.settings.batch_size,
+                numerics=self.scenario.numerics,
             ),
         )
 
@@ -191,6 +192,7 @@ class SimulatedFleet:
             clock=member.clock,
             step_s=step_s[job.cut],
             drop_round=self.scenario.drops.get(member.name, 0),
+            numerics=self.scenario.numerics,
             job=job,
             device=member.name,
             data=member.data,

@@ -10,6 +10,7 @@ import msgspec
 from toolkit.config import Run
 from toolkit.disk import write_atomically
 from toolkit.errors import CheckpointError, RunError, UsageError, writing
+from toolkit.nn.compute import Numerics
 
 Transport = Literal["memory", "mqtt"]
 Baseline = Literal["centralised", "local", "fedavg", "splitfed-shared", "splitfed-per-device"]
@@ -34,6 +35,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         profiles: profiles' TOML texts, given to the devices in turn.
         server_flop_per_s: the server's speed, where profiles give the devices'.
         target_drop: points of accuracy that leaving early may cost, for the threshold that is chosen afterwards.
+        numerics: in what form passes are computed.
         drops: device to the round at whose beginning it is lost.
         slow: device to the factor of its step times.
         baseline: what is trained in place of the run's strategy; empty for none.
@@ -54,6 +56,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     profiles: tuple[str, ...] = ()
     server_flop_per_s: float = 20e9
     target_drop: float = 1.0
+    numerics: Numerics = Numerics()
     drops: dict[str, int] = {}
     slow: dict[str, float] = {}
     transport: Transport = "memory"

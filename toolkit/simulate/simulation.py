@@ -71,9 +71,10 @@ def _run_seed(scenario: Scenario, data: FleetData, path: Path, observe: Observe,
     keep_division(path, data.division)
     if data.division.warning:
         observe(Notice(data.division.warning))
-    if scenario.baseline is not None:
-        return train_baseline(scenario, scenario.baseline, data, observe)
-    return _run_fleet(scenario, data, path, observe, broker)
+    with scenario.numerics.computing(choose_compute(scenario.run.compute)):
+        if scenario.baseline is not None:
+            return train_baseline(scenario, scenario.baseline, data, observe)
+        return _run_fleet(scenario, data, path, observe, broker)
 
 
 def _run_fleet(scenario: Scenario, data: FleetData, path: Path, observe: Observe, broker: str) -> SeedResult:

@@ -41,7 +41,7 @@ def train_baseline(
     Raises: HseeError: the scenario makes no sense, or a loss is not finite.
     """
     plan, times = _plan(scenario, data)
-    setup = _setup(plan, times, data, choose_compute(scenario.run.compute))
+    setup = _setup(plan, times, data, scenario)
     baseline = MAKERS[name](setup)
     for round_ in range(1, scenario.run.rounds + 1):
         loss = baseline.train_round(round_)
@@ -76,11 +76,11 @@ def train_baseline(
 def make_setup(scenario: Scenario, data: FleetData) -> Setup:
     """Make what every baseline starts from."""
     plan, times = _plan(scenario, data)
-    return _setup(plan, times, data, choose_compute(scenario.run.compute))
+    return _setup(plan, times, data, scenario)
 
 
-def _setup(plan: FleetPlan, times: FleetTimes, data: FleetData, compute: torch.device) -> Setup:
-    learners = {}
+def _setup(plan: FleetPlan, times: FleetTimes, data: FleetData, scenario: Scenario) -> Setup:
+    learners, compute = {}, choose_compute(scenario.run.compute)
     for device, job in plan.jobs.items():
         own = data.devices[device]
         samples = prepare(own.train, job)
@@ -93,7 +93,7 @@ def _setup(plan: FleetPlan, times: FleetTimes, data: FleetData, compute: torch.d
             times=times.devices[device],
             activation_shape=plan.activation_shapes[device],
         )
-    return Setup(learners, times, Costs(), compute)
+    return Setup(learners, times, Costs(), compute, scenario.numerics)
 
 
 def _evaluate(baseline: Baseline, plan: FleetPlan, data: FleetData) -> dict[str, DeviceAnswers]:

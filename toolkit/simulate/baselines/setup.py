@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from toolkit.errors import TrainingError
+from toolkit.nn.compute import Numerics
 from toolkit.nn.recipe import steps_in_round, train_recipe
 from toolkit.nn.steps import lr_at
 from toolkit.simulate.times import DeviceTimes, FleetTimes
@@ -76,12 +77,13 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The fleet of a baseline, and where it is computed."""
+    """The fleet of a baseline, and where and in what form it is computed."""
 
     learners: Mapping[str, Learner]
     times: FleetTimes
     costs: Costs
     compute: torch.device
+    numerics: Numerics
 
     @property
     def job(self) -> Job:

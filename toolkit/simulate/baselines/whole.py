@@ -17,7 +17,9 @@ from toolkit.simulate.baselines.setup import LABEL_BYTES, Learner, Setup, mean_l
 
 def new_network(setup: Setup) -> StagedNetwork:
     """The network as the run's seed makes it."""
-    return build_network(setup.job.model, seed=setup.job.seed).to(setup.compute)
+    network = build_network(setup.job.model, seed=setup.job.seed).to(setup.compute)
+    setup.numerics.lay_out(network)
+    return network
 
 
 class Centralised:
