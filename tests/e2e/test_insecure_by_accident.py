@@ -36,13 +36,14 @@ COMMANDS = {
     "simulate": "--transport mqtt --devices 1 --cuts stem",
     "broker check": "",
     "broker invite": "x",
+    "device remove": "dev1 --yes",
     "broker user add": "x",
     "broker user remove": "dev1 --yes",
     "broker user list": "",
     "broker user refresh": "",
 }
 """Words of every command that can be told of a broker, without the broker."""
-HAVE_A_LOGIN = ("agent join", "broker invite", "broker user")
+HAVE_A_LOGIN = ("agent join", "broker invite", "broker user", "device remove")
 """Over TLS there is nothing to refuse: they have a login of their own, and prove the broker before they use it."""
 
 
