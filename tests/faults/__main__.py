@@ -15,6 +15,7 @@ import time
 
 from tests.faults.rows import ROWS, Row
 from tests.faults.scene import SkippedRowError, scene
+from toolkit.failpoints import FAILPOINTS
 
 NIGHTLY_SCALE = 4
 
@@ -70,6 +71,11 @@ def main(argv: list[str] | None = None) -> int:
                 f"        again: python -m tests.faults --tier {args.tier} --rows {name} --seed {seed}\n"
             )
         sys.stdout.flush()
+    if args.tier == "nightly" and not args.rows:
+        missing = sorted(FAILPOINTS.keys() - failpoints)
+        if missing:
+            verdicts["FAILED"].append("failpoints")
+            sys.stdout.write(f"FAILED  never hit: {', '.join(missing)}\n")
     sys.stdout.write(
         f"rows run {len(verdicts['ok']) + len(verdicts['FAILED'])} / skipped {len(verdicts['SKIPPED'])}"
         f" / seeds {seed} / failpoints hit {len(failpoints)}\n"

@@ -1,0 +1,105 @@
+"""A cable between devices and a broker that can be pulled: what is sent then goes nowhere, and nobody is told."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+_READ_BYTES = 256 * 1024
+
+
+class Cable:
+    """Carries every connection of one port to a broker's, in a thread of its own.
+
+    Args:
+        broker_port: on this machine.
+    """
+
+    def __init__(self, broker_port: int) -> None:
+        self._broker_port = broker_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._peers: dict[socket.socket, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._is_in = threading.Event()
+        self._is_in.set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+
+    def pull(self) -> None:
+        """Carry nothing from now on; connections stay open, as far as both ends can tell."""
+        self._is_in.clear()
+
+    def plug_in(self) -> None:
+        """Carry again. What was sent meanwhile is lost, and with it the connections."""
+        for end in list(self._peers):
+            end.close()
+        self._is_in.set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._is_in.set()
+        self._thread.join(5.0)
+        for end in (self._listener, *self._peers):
+            end.close()
+
+    def _carry(self) -> None:
+        while not self._ended.is_set():
+            self._is_in.wait()
+            self._forget_closed()
+            for key, _ in self._selector.select(0.05):
+                if not self._is_in.is_set():
+                    break
+                end = key.fileobj
+                assert isinstance(end, socket.socket)
+                if end is self._listener:
+                    self._accept()
+                else:
+                    self._forward(end)
+
+    def _accept(self) -> None:
+        device, _ = self._listener.accept()
+        try:
+            broker = socket.create_connection(("127.0.0.1", self._broker_port), timeout=5.0)
+        except OSError:
+            device.close()
+            return
+        for end, other in ((device, broker), (broker, device)):
+            self._peers[end] = other
+            self._selector.register(end, selectors.EVENT_READ)
+
+    def _forward(self, end: socket.socket) -> None:
+        other = self._peers.get(end)
+        if other is None:
+            return  # its other end went a moment ago
+        try:
+            data = end.recv(_READ_BYTES)
+            if data:
+                other.sendall(data)
+                return
+        except OSError:
+            pass  # one end is gone: so is the other
+        for one in (end, other):
+            self._drop(one)
+
+    def _drop(self, end: socket.socket) -> None:
+        if self._peers.pop(end, None) is not None:
+            self._selector.unregister(end)
+            end.close()
+
+    def _forget_closed(self) -> None:
+        for end in [one for one in self._peers if one.fileno() < 0]:
+            del self._peers[end]
+            for key in list(self._selector.get_map().values()):
+                if key.fileobj is end:
+                    self._selector.unregister(end)
