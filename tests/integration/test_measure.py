@@ -148,6 +148,17 @@ def test_a_cut_that_runs_out_of_memory_costs_its_own_row():
     assert all("can't allocate memory" in row.failed for row in deeper)
 
 
+def test_a_cut_beyond_its_cgroup_is_killed_alone():
+    # The activations alone would fit, and are no reason to refuse; what training keeps of them does not.
+    model = ModelSpec(name="resnet_small", input_shape=[1, 16, 16], n_classes=10)
+    limits = Limits(cpu_percent=100, memory_mb=400)
+    profile = measure(model, batch_size=3600, quick=True, limits=limits, cuts=["stem"])
+    if profile.provenance.limits is None or profile.provenance.limits.mechanism == "factor":
+        pytest.skip("this machine allows no cgroup")
+    assert profile.cuts[0].failed == "killed, as the system does when memory runs out (limit 400 MB)"
+    assert [row.unmeasured for row in profile.cuts[1:]] == [True, True]
+
+
 def write_onnx(path: Path) -> Path:
     """A network of one product, (B, 4) to (B, 2)."""
     weights = numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
@@ -178,6 +189,8 @@ def test_a_board_too_small_to_train_times_exits_and_nothing_else(tmp_path: Path)
     )
     assert profile.cuts == ()
     assert profile.inference_only
+    assert profile.provenance.limits is not None
+    assert profile.provenance.limits.mechanism != "none"
     assert began == [("damaged.onnx", 2), ("exit.onnx", 2)]
     bad, row = profile.inference
     assert "INVALID_PROTOBUF" in bad.failed or "rotobuf" in bad.failed

@@ -86,19 +86,30 @@ def test_a_profile_of_many_cuts_travels_in_a_hello():
     [
         ("step_ms_mean", "step_mean", ["cuts[0].step_mean", "Did you mean 'step_ms_mean'?"]),
         ("[board]", "[bord]", ["'bord'", "Did you mean 'board'?"]),
-        ("step_ms_mean = 1.5", "step_ms_mean = 'fast'", ["cuts[0].step_ms_mean", "Expected float"]),
-        ("step_ms_mean = 1.5", "step_ms_mean = nan", ["cuts[0]", "step_ms_mean above 0"]),
-        ("step_ms_mean = 1.5", "step_ms_mean = inf", ["cuts[0]", "step_ms_mean above 0"]),
-        ("peak_memory_mb = 300.5", "peak_memory_mb = -3", ["cuts[0]", "peak_memory_mb above 0"]),
+        (
+            "step_ms_mean = 1.5",
+            "step_ms_mean = 'fast'",
+            ["cuts[0].step_ms_mean", "Expected a number, got text"],
+        ),
+        ("step_ms_mean = 1.5", "step_ms_mean = nan", ["cuts[0].step_ms_mean", "nan is no number"]),
+        ("step_ms_mean = 1.5", "step_ms_mean = inf", ["cuts[0].step_ms_mean", "inf is no number"]),
+        ("step_ms_mean = 1.5", "step_ms_mean = 1e300", ["cuts[0].step_ms_mean", "< 1000000000"]),
+        ("rtt_ms = 5.0", "rtt_ms = nan", ["link.rtt_ms", "nan is no number"]),
+        ("peak_memory_mb = 300.5", "peak_memory_mb = -3", ["cuts[0].peak_memory_mb", ">= 0"]),
+        (
+            "peak_memory_mb = 300.5",
+            "peak_memory_mb = '300 MB'",
+            ["cuts[0].peak_memory_mb", "Expected a number"],
+        ),
         ("peak_memory_mb = 300.5", "", ["cuts[0]", "peak_memory_mb above 0"]),
         ("step_ms_p95 = 2.5", "step_ms_p95 = 1.0", ["cuts[0]", "step_ms_p50 above step_ms_p95"]),
         ('cut = "layer1"', 'cut = "stem"', ["'stem' stands there twice"]),
-        ("n_cores = 1", "n_cores = 1.5", ["board.n_cores", "Expected int"]),
+        ("n_cores = 1", "n_cores = 1.5", ["board.n_cores", "Expected a whole number"]),
         ("cpu_percent = 20.0", "cpu_percent = 0", ["provenance.limits.cpu_percent"]),
         ("up_bytes_per_s = 1000000.0", "up_bytes_per_s = inf", ["link.up_bytes_per_s"]),
         ('kind = "emulated"', 'kind = "measured"', ["provenance", "limits belong to an emulated profile"]),
         ('kind = "emulated"', 'kind = "guessed"', ["provenance.kind", "guessed"]),
-        ("schema = 1", "schema = 2", ["schema"]),
+        ("schema = 1", "schema = 2", ["schema", "2 is not one of those this version knows"]),
         ('name = "small"', 'name = "../small"', ["name"]),
         ("n_classes = 10", "n_classes = 10 10", ["no valid TOML", "line"]),
         ('architecture = "x86_64"\n', "", ["board", "architecture"]),
@@ -112,6 +123,18 @@ def test_nonsense_is_named_with_file_and_key(tmp_path: Path, old: str, new: str,
         read_profile(path)
     for word in [str(path), *words]:
         assert word in str(caught.value)
+    assert caught.value.exit_status == 3
+    assert caught.value.hint
+
+
+def test_cuts_in_another_order_are_no_profile():
+    behind_less, behind_more = (
+        msgspec.structs.replace(ROW, cut=cut, suffix_flop=flop)
+        for cut, flop in (("layer2", 5), ("layer1", 6))
+    )
+    assert msgspec.structs.replace(PROFILE, cuts=(behind_more, behind_less)).cuts
+    with pytest.raises(ValueError, match="cuts stand shallow first"):
+        msgspec.structs.replace(PROFILE, cuts=(behind_less, behind_more))
 
 
 def test_a_datasheet_never_carries_times():

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from toolkit.export.report import ExportReport
 
 RECORD_FILE = "segment.json"
+MIN_CLASSES = 2
 
 
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one device's folder in it.")],
+def export(  # noqa: PLR0913 - a command's options
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run folder, or one device's folder in it.")
+    ] = None,
     *,
     device: Annotated[
         str, typer.Option(help="Device whose segment is exported; default: every one here.")
@@ -52,6 +55,18 @@ def export(
     archive: Annotated[
         bool, typer.Option("--archive", help="Write each bundle as one .hsee file too.")
     ] = False,
+    random: Annotated[
+        bool, typer.Option("--random", help="No run: exits of an untrained --model, for hsee profile --onnx.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="With --random: resnet_small, resnet18, mlp, ...")] = "",
+    input_shape: Annotated[
+        str, typer.Option("--input", metavar="CxHxW", help="With --random: shape of a sample.")
+    ] = "",
+    classes: Annotated[int, typer.Option(help="With --random: number of classes.")] = 0,
+    exit_head: Annotated[str, typer.Option(help="With --random: auto, conv or pooled.")] = "auto",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="With --random: option of the model.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the bundle of each device: its segment and exit as ONNX, checked against the trained model.
@@ -63,6 +78,15 @@ def export(
     """
     require("torch", part="export", purpose="Export")
     require("onnx", part="export", purpose="Export")
+    if random:
+        if run is not None:
+            raise UsageError("--random exports no run: give the run, or --random with --model.")
+        _export_random(output, model, input_shape, classes, option or [], exit_head=exit_head, json=json)
+        return
+    if run is None:
+        raise UsageError(
+            "Which run?", hint="hsee export runs/RUN, or --random --model for a run that never was."
+        )
     folders = _held(run, device)
     from toolkit.export.onnx import export_held
     from toolkit.export.pieces import ExportOptions
@@ -86,6 +110,34 @@ def export(
         emit_json({"bundles": [msgspec.to_builtins(report, enc_hook=str) for report in reports]})
         return
     _show(reports)
+
+
+def _export_random(
+    output: Path | None,
+    model: str,
+    input_shape: str,
+    classes: int,
+    options: list[str],
+    *,
+    exit_head: str,
+    json: bool,
+) -> None:
+    if not (model and input_shape and classes >= MIN_CLASSES):
+        raise UsageError(
+            "--random needs --model, --input and --classes from 2.",
+            hint="hsee export --random --model resnet_small --input 1x8x8 --classes 10 -o exits",
+        )
+    from toolkit.cli.model_spec import model_spec
+    from toolkit.export.random_exits import export_random_exits
+
+    folder = output or Path("exits")
+    paths = export_random_exits(folder, model_spec(model, input_shape, classes, options), exit_head=exit_head)
+    if json:
+        emit_json({"files": [str(path) for path in paths]})
+        return
+    for path in paths:
+        typer.echo(f"{path}  {path.stat().st_size / 1e3:.0f} KB")
+    typer.echo(f"Random weights, for timing only. On the board: hsee profile ... --onnx {folder}")
 
 
 def _server_weights(home: Path) -> ServerWeights | None:

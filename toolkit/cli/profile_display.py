@@ -68,8 +68,14 @@ def print_profile(made: Profile) -> None:
     typer.echo(f"{board.hardware or board.cpu}, {board.architecture}, {cores}, {memory_mb:.0f} MB")
     if limits is not None:
         typer.echo(
-            f"emulated: {limits.cpu_percent:g} % of one core, {limits.memory_mb} MB, by {limits.mechanism}"
+            f"emulated: {limits.cpu_percent:g} % of one core, {limits.memory_mb} MB, "
+            + ("nothing ran within them" if limits.mechanism == "none" else f"by {limits.mechanism}")
         )
+        if made.cuts or made.inference:
+            typer.echo(
+                "Mean times are the board's: processor time over its share of a core. p50 and p95 are single times as they"
+                " came here, quick until the share is used up and slow after."
+            )
     if made.conditions is not None:
         typer.echo("; ".join(_conditions(made.conditions)))
     if made.cuts:

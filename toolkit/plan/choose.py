@@ -300,6 +300,7 @@ def _device_plan(
             deeper=deeper,
             pinned=pinned,
             estimated=device.profile.cuts[cost.depth].unmeasured,
+            partial=device.profile.partial and cost.depth == len(device.profile.cuts) - 1,
         ),
         pinned=pinned,
         link_assumed=device.link.provenance == "assumed",

@@ -18,6 +18,7 @@ def reason(
     deeper: Neighbour | None,
     pinned: bool,
     estimated: bool,
+    partial: bool,
 ) -> str:
     """Say in one sentence what sets this device's pace, and what stands against a deeper cut.
 
@@ -32,6 +33,7 @@ def reason(
         deeper: the next deeper cut that it could take.
         pinned: the cut was given, not chosen.
         estimated: the cut's times lie between those of cuts that were measured.
+        partial: measuring was stopped before the last cut.
     """
     name = f"the {limited_by}" if limited_by in ("uplink", "server") else limited_by
     head = f"{duration(max(cost.compute_ms, cost.upload_ms))} a batch, limited by {name}"
@@ -39,7 +41,11 @@ def reason(
     if barred is not None:
         outlook = f"the next cut, {barred.cut}, is ruled out: {barred.detail}"
     elif deeper is None:
-        outlook = "the model has no deeper cut"
+        outlook = (
+            "deeper cuts were not measured (the profile is partial)"
+            if partial
+            else "the model has no deeper cut"
+        )
     elif objective == "makespan":
         outlook = f"at the next cut, {deeper.cut}, {_longer_round(round_ms, deeper.round_ms)}"
     else:

@@ -164,6 +164,9 @@ COMMENTS = {
 }
 
 
+MEND = "Undo the edit, or plan again: hsee plan."
+
+
 def plan_text(plan: Plan) -> str:
     """Write a plan as commented TOML."""
     return struct_text(plan, title="Cut layers of a fleet, chosen by hsee plan.", comments=COMMENTS)
@@ -182,7 +185,7 @@ def parse_plan(text: str, *, where: str = "plan") -> Plan:
 
     Raises: PlanError: it names ``where``, the key, and what was expected.
     """
-    return parse_struct(text, Plan, where=where, error=PlanError)
+    return parse_struct(text, Plan, where=where, error=PlanError, hint=MEND)
 
 
 def read_plan(path: Path) -> Plan:
@@ -190,4 +193,4 @@ def read_plan(path: Path) -> Plan:
 
     Raises: PlanError: it names file, key, and what was expected.
     """
-    return read_struct(path, Plan, noun="plan", error=PlanError)
+    return read_struct(path, Plan, noun="plan", error=PlanError, hint=MEND)

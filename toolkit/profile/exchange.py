@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from toolkit.profile.schema import CutRow, Limits, Mechanism
+from toolkit.profile.schema import CutRow, InferenceRow, Limits, Mechanism
 from toolkit.wire.job import ModelSpec
 
 Side = Literal["device", "server"]
@@ -60,6 +60,13 @@ class OnnxRequest(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     quick: bool
     limits: Limits | None = None
+
+
+class OnnxAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A file's row, and what enforced the limits that it was timed within."""
+
+    row: InferenceRow
+    mechanism: Mechanism = "none"
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):

@@ -12,7 +12,7 @@ import msgspec
 
 from toolkit.errors import UsageError
 from toolkit.profile.death import death_reason, last_line
-from toolkit.profile.exchange import OnnxRequest
+from toolkit.profile.exchange import OnnxAnswer, OnnxRequest
 from toolkit.profile.limits import sweep
 from toolkit.profile.schema import InferenceRow, Limits
 
@@ -40,7 +40,7 @@ def find_onnx(places: Sequence[Path]) -> list[Path]:
 
 def time_file(
     path: Path, *, threads: int = 1, quick: bool = False, limits: Limits | None = None
-) -> InferenceRow:
+) -> OnnxAnswer:
     """Time one file in a child of its own.
 
     Args:
@@ -48,7 +48,7 @@ def time_file(
         threads: that compute one operator together.
         quick: a short measurement.
         limits: emulate a board.
-    Returns: its row; a failed one says why.
+    Returns: its row, a failed one says why; and what enforced the limits.
     """
     request = OnnxRequest(path=str(path), threads=threads, quick=quick, limits=limits)
     with tempfile.TemporaryFile() as stderr:
@@ -59,12 +59,16 @@ def time_file(
         try:
             answer, _ = child.communicate(msgspec.json.encode(request), timeout=MOST_S)
         except subprocess.TimeoutExpired:
-            return InferenceRow(file=path.name, failed=f"it took longer than {MOST_S:.0f} s")
+            return _failed(path, f"it took longer than {MOST_S:.0f} s")
         finally:
             child.kill()
             child.communicate()
             sweep()
         if child.returncode:
             reason = death_reason(child.returncode, last_line(stderr), limits=limits, part="onnxruntime")
-            return InferenceRow(file=path.name, failed=reason)
-    return msgspec.json.decode(answer, type=InferenceRow)
+            return _failed(path, reason)
+    return msgspec.json.decode(answer, type=OnnxAnswer)
+
+
+def _failed(path: Path, why: str) -> OnnxAnswer:
+    return OnnxAnswer(row=InferenceRow(file=path.name, failed=why))

@@ -97,7 +97,9 @@ def read_link(path: Path) -> Link:
 
     Raises: ProfileError: it names file, key, and what was expected.
     """
-    return read_struct(path, LinkProfile, noun="link", error=ProfileError).link
+    return read_struct(
+        path, LinkProfile, noun="link", error=ProfileError, hint="profiles/links shows how one is written."
+    ).link
 
 
 def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:

@@ -66,7 +66,7 @@ class _Measurement:
         self.cuts: tuple[str, ...] = ()
         self.chosen: tuple[str, ...] = ()
         self.software: dict[str, str] = {}
-        self.mechanism: Mechanism = "factor"
+        self.mechanism: Mechanism = "none"
         self.copy_bytes_per_s: float | None = None
 
     def run(self) -> None:
@@ -217,7 +217,10 @@ def measure(
         if trains:
             work.run()
         for path in onnx:
-            inference.append(time_file(path, threads=threads, quick=quick, limits=limits))
+            timed = time_file(path, threads=threads, quick=quick, limits=limits)
+            inference.append(timed.row)
+            if timed.mechanism != "none":
+                work.mechanism = timed.mechanism
             if on_row is not None:
                 on_row(inference[-1], len(onnx))
     except KeyboardInterrupt as exc:

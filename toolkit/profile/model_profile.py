@@ -107,7 +107,13 @@ def read_model_profile(path: Path) -> ModelProfile:
 
     Raises: ProfileError: it names file, key, and what was expected.
     """
-    return read_struct(path, ModelProfile, noun="model profile", error=ProfileError)
+    return read_struct(
+        path,
+        ModelProfile,
+        noun="model profile",
+        error=ProfileError,
+        hint="python -m toolkit.profile.central makes one.",
+    )
 
 
 def write_model_profile(path: Path, profile: ModelProfile) -> None:

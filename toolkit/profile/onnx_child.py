@@ -17,9 +17,9 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 
-from toolkit.profile.exchange import OnnxRequest
+from toolkit.profile.exchange import OnnxAnswer, OnnxRequest
 from toolkit.profile.limits import enter_limits, reset_peak, resident_bytes, slowdown
-from toolkit.profile.schema import BYTES_PER_MB, InferenceRow
+from toolkit.profile.schema import BYTES_PER_MB, InferenceRow, Mechanism
 from toolkit.profile.timing import QUICK, THOROUGH, time_steps
 
 THOROUGH_S = 6.0
@@ -27,12 +27,13 @@ MEMORY_SHARE = 0.9
 """Of what is free: a file of a hundred bytes can ask for gigabytes."""
 
 
-def time_onnx(request: OnnxRequest) -> InferenceRow:
+def time_onnx(request: OnnxRequest) -> OnnxAnswer:
     """Run the file on one sample again and again. Raises what ONNX Runtime raises."""
     path = Path(request.path)
     content = path.read_bytes()
+    mechanism: Mechanism = "none" if request.limits is None else enter_limits(request.limits)
     factor = 1.0
-    if request.limits is not None and enter_limits(request.limits) == "factor":
+    if request.limits is not None and mechanism == "factor":
         factor = slowdown(request.limits, threads=request.threads)
     reset_peak()
     options = ort.SessionOptions()
@@ -46,7 +47,7 @@ def time_onnx(request: OnnxRequest) -> InferenceRow:
     pace = QUICK if request.quick else THOROUGH.at_most(THOROUGH_S)
     timing = time_steps(lambda _: session.run(None, feed), pace)
     timing = timing.within(request.limits, threads=request.threads, factor=factor)
-    return InferenceRow(
+    row = InferenceRow(
         file=path.name,
         sha256=hashlib.sha256(content).hexdigest(),
         file_bytes=len(content),
@@ -56,6 +57,7 @@ def time_onnx(request: OnnxRequest) -> InferenceRow:
         n_runs=timing.n_steps,
         peak_memory_mb=round(resident_bytes(peak=True) / BYTES_PER_MB, 1),
     )
+    return OnnxAnswer(row=row, mechanism=mechanism)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +24,7 @@ INFERENCE_ONLY_BYTES = 384 * BYTES_PER_MB
 """Torch alone takes more than half of this: a board with less is for inference."""
 
 Kind = Literal["measured", "emulated", "datasheet"]
-Mechanism = Literal["cgroup-v1", "cgroup-v2", "factor"]
+Mechanism = Literal["cgroup-v1", "cgroup-v2", "factor", "none"]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Emulation(Limits, frozen=True, kw_only=True):
-    """Limits, and what enforced them: a cgroup, or a factor that measured times were multiplied by."""
+    """Limits, and what enforced them: a cgroup, or a factor that measured times were multiplied by; none: nothing ran."""
 
     mechanism: Mechanism
 
@@ -159,11 +160,11 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     cut: Annotated[str, Meta(min_length=1, max_length=256)]
-    step_ms_mean: float = 0.0
-    step_ms_p50: float = 0.0
-    step_ms_p95: float = 0.0
+    step_ms_mean: Milliseconds = 0.0
+    step_ms_p50: Milliseconds = 0.0
+    step_ms_p95: Milliseconds = 0.0
     n_steps: Count = 0
-    peak_memory_mb: float = 0.0
+    peak_memory_mb: Annotated[float, Meta(ge=0, le=2**30)] = 0.0
     flop: Count = 0
     suffix_flop: Count = 0
     n_parameters: Count = 0
@@ -237,6 +238,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
             if names.count(name) > 1:
                 msg = f"the cut {name!r} stands there twice"
                 raise ValueError(msg)
+        counted = [row for row in self.cuts if not row.failed]
+        for shallow, deep in pairwise(counted):
+            if deep.suffix_flop > shallow.suffix_flop:
+                msg = f"cuts stand shallow first, and behind {deep.cut!r} more is left than behind {shallow.cut!r}"
+                raise ValueError(msg)
 
 
 COMMENTS = {
@@ -269,12 +275,15 @@ COMMENTS = {
 }
 
 
+MEND = "Undo the edit, or measure again: hsee profile. Units stand in the names of keys, as _ms and _mb do."
+
+
 def parse_profile(text: str, *, where: str = "profile") -> Profile:
     """Read a profile from TOML text.
 
     Raises: ProfileError: it names ``where``, the key, and what was expected.
     """
-    return parse_struct(text, Profile, where=where, error=ProfileError)
+    return parse_struct(text, Profile, where=where, error=ProfileError, hint=MEND)
 
 
 def read_profile(path: Path) -> Profile:
@@ -282,7 +291,7 @@ def read_profile(path: Path) -> Profile:
 
     Raises: ProfileError: it names file, key, and what was expected.
     """
-    return read_struct(path, Profile, noun="profile", error=ProfileError)
+    return read_struct(path, Profile, noun="profile", error=ProfileError, hint=MEND)
 
 
 def profile_text(profile: Profile) -> str:

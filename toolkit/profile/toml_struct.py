@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import os
 import re
 import tempfile
@@ -20,10 +21,20 @@ from toolkit.errors import HseeError, MachineError, did_you_mean
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_WORDS = {
+    "`": "",
+    r"^Object": "table",
+    r"\bobject\b": "table",
+    r"\bfloat\b": "a number",
+    r"\bint\b": "a whole number",
+    r"\bstr\b": "text",
+    r"\bbool\b": "true or false",
+    r"^Invalid enum value (.*)$": r"\1 is not one of those this version knows",
+}
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def parse_struct(text: str, type_: type[T], *, where: str, error: type[HseeError]) -> T:
+def parse_struct(text: str, type_: type[T], *, where: str, error: type[HseeError], hint: str = "") -> T:
     """Read a struct from TOML text; unknown keys are errors, so that a slip of the pen is never ignored.
 
     Args:
@@ -31,27 +42,33 @@ def parse_struct(text: str, type_: type[T], *, where: str, error: type[HseeError
         type_: what it holds.
         where: the file's name, for messages.
         error: the class to raise.
+        hint: what to do about a value that can't be.
     Raises: HseeError: of class ``error``; facts: file, key.
     """
     try:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise error(
-            f"{where} is no valid TOML: {exc}.", hint="Correct that line, or write the file anew.", file=where
+            f"{where} is no valid TOML: {exc}.",
+            hint=f"Correct that line. {hint}".rstrip(),
+            file=where,
         ) from exc
     _refuse_unknown_keys(data, type_, at="", where=where, error=error)
+    for key, value in _numbers(data, at=""):
+        if not math.isfinite(value):
+            raise error(
+                f"{where}, key {key!r}: {value} is no number to count with.", hint=hint, file=where, key=key
+            )
     try:
         return msgspec.convert(data, type_)
     except msgspec.ValidationError as exc:
         expected, _, path = str(exc).partition(" - at `$")
         key = path.removesuffix("`").removeprefix(".")
         place = f"key {key!r}" if key else "the top level"
-        raise error(
-            f"{where}, {place}: {expected.replace('Object', 'table').replace('`', '')}.", file=where, key=key
-        ) from exc
+        raise error(f"{where}, {place}: {_in_words(expected)}.", hint=hint, file=where, key=key) from exc
 
 
-def read_struct(path: Path, type_: type[T], *, noun: str, error: type[HseeError]) -> T:
+def read_struct(path: Path, type_: type[T], *, noun: str, error: type[HseeError], hint: str = "") -> T:
     """Read a struct from a TOML file.
 
     Args:
@@ -59,6 +76,7 @@ def read_struct(path: Path, type_: type[T], *, noun: str, error: type[HseeError]
         type_: what it holds.
         noun: what the file is, for messages: "profile".
         error: the class to raise.
+        hint: what to do about a value that can't be.
     Raises: HseeError: of class ``error``: unreadable, not TOML, or not such a struct.
     """
     try:
@@ -66,8 +84,15 @@ def read_struct(path: Path, type_: type[T], *, noun: str, error: type[HseeError]
     except FileNotFoundError as exc:
         raise error(f"There is no {noun} at {path}.", hint="Check the path.", file=str(path)) from exc
     except (OSError, UnicodeDecodeError) as exc:
-        raise error(f"The {noun} {path} can't be read: {exc}.", file=str(path)) from exc
-    return parse_struct(text, type_, where=str(path), error=error)
+        raise error(f"The {noun} {path} can't be read: {exc}.", hint=hint, file=str(path)) from exc
+    return parse_struct(text, type_, where=str(path), error=error, hint=hint)
+
+
+def _in_words(expected: str) -> str:
+    """What msgspec says, for people who know TOML and no Python."""
+    for python, toml in _WORDS.items():
+        expected = re.sub(python, toml, expected)
+    return expected
 
 
 def struct_text(obj: msgspec.Struct, *, title: str, comments: Mapping[str, str]) -> str:
@@ -188,6 +213,18 @@ def _refuse_unknown_keys(value: Any, type_: Any, *, at: str, where: str, error: 
                 key=path,
             )
         _refuse_unknown_keys(entry, fields[key], at=path, where=where, error=error)
+
+
+def _numbers(value: Any, *, at: str) -> Iterator[tuple[str, float]]:
+    """List the floats of a document with their keys."""
+    if isinstance(value, float):
+        yield at, value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _numbers(entry, at=f"{at}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _numbers(entry, at=f"{at}[{index}]")
 
 
 def _struct_in(type_: Any) -> type[msgspec.Struct] | None:
