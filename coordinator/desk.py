@@ -36,6 +36,7 @@ class Running(Protocol):
     status: Status
     detail: str
     n_refused_messages: int
+    is_connected: bool
 
     def dismiss(self, device: str) -> bool:
         """Wait no longer for a device; whether it was heard of."""
@@ -144,6 +145,7 @@ class Desk(Service):
             detail=coordinator.detail,
             fleet=self._fleet,
             broker=self._broker,
+            is_connected=coordinator.is_connected,
             term=coordinator.term,
             started=read_record(self._folder).started,
             n_refused=coordinator.n_refused_messages,

@@ -133,6 +133,7 @@ class Coordinator:
         self._restated_at = float("-inf")
         self._word_echoed = False
         self._first_contact_by: float | None = self._started_at + connect_s
+        self.is_connected = False
         self._trying_said = False
         self._waiting_said: tuple[str, ...] | None = None
         self.n_refused_messages = 0
@@ -447,6 +448,7 @@ class Coordinator:
         match event:
             case Connected():
                 self._first_contact_by = None
+                self.is_connected = True
                 of_services = (topics for service in self._services for topics in service.filters)
                 self._link.subscribe(
                     self._topics.all_up(self.run),
@@ -458,6 +460,7 @@ class Coordinator:
                     self._connected_at = self._clock()
                 self._publish_bridge("online")
             case Disconnected(error=error):
+                self.is_connected = False
                 due = self._first_contact_by
                 if due is None:
                     self._observe(Notice(f"Lost the broker: {error.message} Trying again."))

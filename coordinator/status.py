@@ -53,6 +53,7 @@ class RunStatus(msgspec.Struct, kw_only=True):
 
     Attributes:
         is_live: whether its coordinator runs and told this itself; else it is what the run folder holds.
+        is_connected: whether its coordinator is connected to the broker.
         round: the open one, of ``rounds``; the last closed one where none is open.
         round_s: seconds since it opened.
         left_s: while gathering, seconds until the run gives up.
@@ -67,6 +68,7 @@ class RunStatus(msgspec.Struct, kw_only=True):
     detail: str = ""
     fleet: str = ""
     broker: str = ""
+    is_connected: bool = False
     term: int = 0
     started: str = ""
     round: int = 0
@@ -82,4 +84,4 @@ class RunStatus(msgspec.Struct, kw_only=True):
         """Whether nothing needs a person."""
         if not self.is_live:
             return self.status in ("finished", "stopped")
-        return all(device.state in GOOD for device in self.devices)
+        return self.is_connected and all(device.state in GOOD for device in self.devices)

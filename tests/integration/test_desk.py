@@ -169,6 +169,18 @@ def test_a_last_will_and_a_goodbye_are_told_apart(make_fleet):
     assert not told.is_good
 
 
+def test_a_lost_broker_is_told(make_fleet):
+    fleet = make_fleet(rounds=500)
+    fleet.start()
+    fleet.run_until(lambda: len(rounds(fleet)) >= 1)
+    fleet.hub.stop()
+    fleet.sweeps()
+    told, _ = fleet.status()
+    assert (told.is_connected, told.is_good) == (False, False)
+    fleet.hub.start()
+    fleet.run_until(lambda: fleet.status()[0].is_good)
+
+
 def test_a_device_that_was_thrown_out_is_waited_for_no_longer(make_fleet):
     fleet = make_fleet(rounds=500)
     fleet.start()

@@ -16,6 +16,7 @@ LIVE = RunStatus(
     is_live=True,
     status="training",
     broker="mqtt://b:1883",
+    is_connected=True,
     round=3,
     rounds=20,
     round_s=12.0,
@@ -62,6 +63,14 @@ def test_the_strip_says_all_in_one_line():
         "run r1; training; round 3 of 20 (12 s); 2 offline, 2 silent, 6 online, 2 left; broker mqtt://b:1883;"
         " 2 messages refused"
     )
+
+
+def test_a_lost_broker_is_told_though_every_device_was_here_a_moment_ago():
+    status = msgspec.structs.replace(
+        LIVE, is_connected=False, devices=[DeviceStatus(device="a", state="online")]
+    )
+    assert not status.is_good
+    assert "no connection to mqtt://b:1883" in strip(status)
 
 
 def test_while_waiting_it_counts_down():

@@ -60,7 +60,7 @@ def strip(status: RunStatus) -> str:
         )
     words = [f"run {status.run}", status.status, where]
     if status.is_live:
-        words += [fleet, f"broker {status.broker}"]
+        words += [fleet, f"{'broker' if status.is_connected else 'no connection to'} {status.broker}"]
     if status.n_refused:
         words.append(f"{status.n_refused} messages refused")
     return "; ".join(words)
