@@ -264,3 +264,15 @@ def test_a_variants_file_is_checked_as_any_other(tmp_path):
     assert (by_default.variants, chosen.variants) == (("int8",), ("float32",))
     with pytest.raises(BundleError, match="not there as int8"):
         manifest_of(msgspec.structs.replace(segment, variants=[]))
+
+
+def test_what_nobody_reads_may_be_left_unread_but_what_is_read_is_checked(tmp_path):
+    bundle = write_tiny_bundle(tmp_path / "b", factors=(1.0, 10.0))
+    for name in ("segment2.onnx", "README.md"):
+        (bundle.folder / name).write_bytes(b"rotten")
+    with pytest.raises(BundleError):
+        open_bundle(bundle.folder)
+    opened = open_bundle(bundle.folder, check_all=False)
+    assert opened.read("segment1.onnx") == scaling_onnx(1.0)
+    with pytest.raises(BundleError, match=r"segment2\.onnx"):
+        opened.read("segment2.onnx")

@@ -2,10 +2,19 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from toolkit.errors import ExitPolicyError
 from toolkit.export.threshold import DEFAULT_THRESHOLD, choose_threshold
-from toolkit.runtime.exit_policy import ExitPolicy, accepts, normalised_entropy, probabilities
+from toolkit.runtime.exit_policy import (
+    POLICIES,
+    ExitPolicy,
+    accepts,
+    gauge,
+    normalised_entropy,
+    probabilities,
+)
 
 LOGITS = np.asarray([[9, 0, 0], [1, 0.9, 0], [0, 0, 0]], np.float32)
 
@@ -113,3 +122,33 @@ def test_an_exit_that_is_sure_of_what_is_wrong_gets_the_default():
     threshold, origin = choose_threshold(entropy, entropy > 0.5)
     assert threshold == DEFAULT_THRESHOLD
     assert origin.startswith("default")
+
+
+@given(
+    st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=200),
+    st.sampled_from(POLICIES),
+    st.floats(0.05, 1),
+    st.floats(0.1, 10),
+)
+@settings(max_examples=300, deadline=None)
+def test_one_sample_is_judged_as_a_batch_of_one_is(row, kind, threshold, temperature):
+    policy = ExitPolicy(kind, threshold, temperature)
+    logits = np.asarray([row], np.float32)
+    batch, one = policy.judge(logits), policy.judge_one(logits)
+    assert one.place == int(logits[0].argmax())
+    assert one.probability == pytest.approx(float(batch.p.max()), abs=1e-5)
+    assert one.entropy == pytest.approx(float(batch.entropy[0]), abs=1e-5)
+    gauged = float(gauge(kind, batch.p)[0])
+    if abs(gauged - threshold) > 1e-5:
+        assert one.sure == bool(batch.sure[0])
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_one_sample_with_odd_logits(kind):
+    policy = ExitPolicy(kind, 0.5)
+    for row in ([0, np.nan, 1], [np.nan, 0, 1], [np.inf, 0, 1], [np.inf, np.inf, 0], [-np.inf] * 3):
+        assert not np.isfinite(policy.judge_one(np.asarray([row], np.float32)).entropy), row
+    sure = policy.judge_one(np.asarray([[-np.inf, 0, -3e38]], np.float32))
+    assert sure == (1, 1.0, 0.0, True)
+    with pytest.raises(ExitPolicyError):
+        policy.judge_one(np.zeros((1, 1), np.float32))

@@ -29,7 +29,7 @@ Run it with `hsee infer FOLDER SAMPLES`, where FOLDER is the one this file lies 
   the runtime normalises them with the mean and deviation in `manifest.json`.
 {_exit_lines(manifest)}
 {_variant_lines(manifest)}{_calibration_lines(manifest)}- Trained in run `{made.run}`, taken from round {made.round}, exported {made.created} ({software}).
-- Every file's SHA-256 stands in `manifest.json` and is checked when the bundle is opened.
+- Every file's SHA-256 stands in `manifest.json` and is checked before the file is used.
 """
 
 

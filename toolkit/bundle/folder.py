@@ -83,11 +83,12 @@ class Bundle:
         return content
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: Path, *, check_all: bool = True) -> Bundle:
     """Open a bundle and check every file of it.
 
     Args:
         folder: the bundle, or an archive of it.
+        check_all: False leaves files unread that nobody asks for; what is read is checked all the same.
 
     Raises:
         BundleError: no bundle, of a newer version, incomplete, or a file of it is a link.
@@ -96,7 +97,7 @@ def open_bundle(folder: Path) -> Bundle:
     if folder.is_file():
         from toolkit.bundle.archive import ArchiveFiles
 
-        return check_bundle(folder, ArchiveFiles(folder).fetch)
+        return check_bundle(folder, ArchiveFiles(folder).fetch, check_all=check_all)
     if not folder.exists() and _beside(folder, "old").is_dir():
         folder = _beside(folder, "old")
     if not folder.is_dir():
@@ -105,22 +106,25 @@ def open_bundle(folder: Path) -> Bundle:
             hint="Give the folder or the archive that hsee export wrote.",
             folder=str(folder),
         )
-    return check_bundle(folder, lambda name, at_most: _read_plain(folder / name, at_most=at_most))
+    return check_bundle(
+        folder, lambda name, at_most: _read_plain(folder / name, at_most=at_most), check_all=check_all
+    )
 
 
-def check_bundle(place: Path, fetch: Callable[[str, int], bytes]) -> Bundle:
+def check_bundle(place: Path, fetch: Callable[[str, int], bytes], *, check_all: bool = True) -> Bundle:
     """Read a manifest and check every file that it names.
 
     Args:
         place: what messages call it.
         fetch: reads a file by name, at most so many bytes.
+        check_all: as of :func:`open_bundle`.
     Raises: BundleError, BundleDigestError: as of :func:`open_bundle`.
     """
     content = fetch(MANIFEST_FILE, MAX_MANIFEST_BYTES)
     manifest = decode_manifest(content, where=str(place / MANIFEST_FILE))
     bundle = Bundle(place, manifest, hashlib.sha256(content).hexdigest(), fetch)
     _check_segments_named(manifest)
-    for name in manifest.files:
+    for name in manifest.files if check_all else ():
         bundle.read(name)
     return bundle
 

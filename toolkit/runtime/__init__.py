@@ -29,7 +29,7 @@ def load(
     threads: int = 1,
     variant: VariantName | None = None,
 ) -> Cascade:
-    """Open a bundle, check every file of it, and make it ready to answer.
+    """Open a bundle, check what it runs, and make it ready to answer.
 
     Args:
         folder: the bundle, or an archive of it.
@@ -45,7 +45,7 @@ def load(
     from toolkit.runtime.cascade import Cascade
 
     return Cascade(
-        open_bundle(Path(folder)),
+        open_bundle(Path(folder), check_all=False),
         offload=offload,
         policy=policy,
         threshold=threshold,

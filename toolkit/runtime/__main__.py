@@ -46,7 +46,7 @@ def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
     place = Place.at(options.bundle)
     try:
         placed = None if place is None else Placed(place, make, complain)
-        cascade = make(open_bundle(options.bundle)) if placed is None else placed.cascade
+        cascade = make(open_bundle(options.bundle, check_all=False)) if placed is None else placed.cascade
         report = Report(options, cascade)
         try:
             _answer(options, cascade, placed, report)

@@ -44,6 +44,8 @@ def scale(array: NDArray[Any], *, name: str = "The array") -> NDArray[np.float32
         name: what messages call it.
     Raises: DataError: another type, whose scale nobody knows.
     """
+    if array.dtype == np.float32:
+        return array
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(255)
     if array.dtype.kind != "f":

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.bundle.folder import Bundle
-from toolkit.bundle.manifest import Exit, Port, VariantName
+from toolkit.bundle.manifest import Exit, VariantName
 from toolkit.errors import DataError, ExitPolicyError, HseeError, ShapeError
-from toolkit.runtime.exit_policy import ExitPolicy, Verdict
-from toolkit.runtime.preprocess import normalise
+from toolkit.runtime.exit_policy import ExitPolicy, Judged, Verdict
+from toolkit.runtime.preprocess import Normaliser
 from toolkit.runtime.samples import scale
 from toolkit.runtime.segment import OnnxSegment, return_freed_memory
 
@@ -93,6 +93,19 @@ class Answers:
         self.fallback = np.zeros(n, np.bool_)
         self.ms = np.zeros(n, np.float64)
 
+    @classmethod
+    def of_one(
+        cls, judged: Judged, exit_: int, *, class_names: Sequence[str], exit_names: Sequence[str]
+    ) -> Answers:
+        """Make the answers to one sample, of which an exit says what it says; no time is spent yet."""
+        made = cls(1, class_names=class_names, exit_names=exit_names)
+        made.index[0] = judged.place
+        made.probability[0] = judged.probability
+        made.entropy[0] = judged.entropy
+        made.exits[0] = exit_
+        made.unsure[0] = not judged.sure
+        return made
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -133,10 +146,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A segment, the outputs that are needed of it (logits first), and its exit's policy and place."""
+    """A segment, the outputs that are needed of it by name (logits first), and its exit's policy and place."""
 
     segment: OnnxSegment
-    outputs: tuple[Port, ...]
+    names: list[str]
     policy: ExitPolicy | None
     exit: int
 
@@ -219,6 +232,8 @@ class Cascade:
         self.policies = tuple(_policy(e, policy, threshold) for e in exits)
         self.variants = tuple(variant or s.default for s in self.manifest.segments)
         self._offload = offload
+        preprocessing = self.manifest.preprocessing
+        self._normalise = Normaliser(preprocessing.mean, preprocessing.std, 1 + len(self.input_shape))
         self._steps: list[_Step] = []
         exit_ = -1
         for record in self.manifest.segments:
@@ -237,7 +252,7 @@ class Cascade:
                         where=str(bundle.folder / file),
                         threads=threads,
                     ),
-                    logits + onward,
+                    [port.name for port in logits + onward],
                     None if record.exit is None else self.policies[exit_],
                     exit_,
                 )
@@ -266,29 +281,56 @@ class Cascade:
             MachineError: ONNX Runtime failed.
         """
         raw = self._checked(x)
+        if len(raw) == 1:
+            return self._begin_one(raw)
         answers = Answers(len(raw), class_names=self.class_names, exit_names=self.exit_names)
         started = time.perf_counter()
-        h = normalise(raw, self.manifest.preprocessing.mean, self.manifest.preprocessing.std)
+        h = self._normalise(raw)
         left = np.arange(len(raw))
         for step in self._steps:
             if not left.size:
                 break
-            values = step.segment.run(h, *step.outputs)
+            values = step.segment.compute(h, step.names)
             # Without onward activations this is the last step, and nothing is left to do.
             going, h = left, values[-1]
             if step.policy is not None:
                 verdict = step.policy.judge(values[0])
                 _check_finite(verdict, left)
-                if len(step.outputs) > 1:
+                if len(step.names) > 1:
                     going, h = _unsure(verdict, left, h)
                 if going is not left or step is self._steps[-1]:  # else a later exit speaks for all
                     answers.enter(left, verdict, step.exit)
             now = time.perf_counter()
             answers.spend(left, (now - started) * 1000 / len(left))
             left, started = going, now
-        if self._offload is None or len(self._steps[-1].outputs) < 2 or not left.size:  # noqa: PLR2004 - logits, activations
+        if self._offload is None or len(self._steps[-1].names) < 2 or not left.size:  # noqa: PLR2004 - logits, activations
             return Begun(answers, left[:0], None)
         return Begun(answers, left, self._ask(self._offload, answers, left, h))
+
+    def _begin_one(self, raw: NDArray[np.float32]) -> Begun:
+        """The same for one sample: on a board each of some twenty numpy calls would cost as much as a small layer."""
+        started = time.perf_counter()
+        h = self._normalise(raw)
+        judged, goes_on, step = None, True, self._steps[0]
+        for step in self._steps:
+            values = step.segment.compute(h, step.names)
+            h = values[-1]
+            if step.policy is None:
+                continue
+            judged = step.policy.judge_one(values[0])
+            if not math.isfinite(judged.entropy):
+                raise _not_finite(0)
+            goes_on = not judged.sure and len(step.names) > 1
+            if not goes_on:
+                break
+        assert judged is not None  # noqa: S101 - the last segment of a manifest has an exit
+        answers = Answers.of_one(judged, step.exit, class_names=self.class_names, exit_names=self.exit_names)
+        answers.ms[0] = (time.perf_counter() - started) * 1000
+        left = np.arange(int(goes_on))
+        replies = (
+            self._ask(self._offload, answers, left, h) if goes_on and self._offload is not None else None
+        )
+        return Begun(answers, left, replies)
 
     def _ask(
         self, offload: Offload, answers: Answers, rows: NDArray[np.int64], h: NDArray[np.float32]
@@ -310,7 +352,7 @@ class Cascade:
                 got=x.shape[1:],
             )
         raw = scale(x, name="The batch")
-        if not math.isfinite(raw.sum(dtype=np.float64)):
+        if raw.size and not (math.isfinite(raw.max()) and math.isfinite(raw.min())):
             sample = int(np.flatnonzero(~np.isfinite(raw).reshape(len(raw), -1).all(axis=1))[0])
             raise DataError(f"Sample {sample} of the batch holds NaN or Inf.", sample=sample)
         return raw
@@ -340,9 +382,12 @@ def _unsure(
 
 def _check_finite(verdict: Verdict, rows: NDArray[np.int64]) -> None:
     if not math.isfinite(verdict.entropy.sum()):
-        sample = int(rows[~np.isfinite(verdict.entropy)][0])
-        raise DataError(
-            f"The model's logits for sample {sample} of the batch are not finite.",
-            hint="Its values lie too far from those that the model was trained on.",
-            sample=sample,
-        )
+        raise _not_finite(int(rows[~np.isfinite(verdict.entropy)][0]))
+
+
+def _not_finite(sample: int) -> DataError:
+    return DataError(
+        f"The model's logits for sample {sample} of the batch are not finite.",
+        hint="Its values lie too far from those that the model was trained on.",
+        sample=sample,
+    )

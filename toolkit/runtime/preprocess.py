@@ -27,10 +27,28 @@ def normalise(x: NDArray[np.float32], mean: Sequence[float], std: Sequence[float
             expected=len(mean),
             got=x.shape[1:],
         )
-    per_channel = (1, len(mean), *(1 for _ in x.shape[2:]))
-    centred = np.subtract(x, np.asarray(mean, np.float32).reshape(per_channel), order="C")
-    centred /= np.asarray(std, np.float32).reshape(per_channel)
-    return centred
+    return Normaliser(mean, std, x.ndim)(x)
+
+
+class Normaliser:
+    """``(x - mean) / std`` per channel, made once for many batches.
+
+    Args:
+        mean: C values.
+        std: C values, each greater than zero.
+        n_axes: of a batch.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], n_axes: int) -> None:
+        per_channel = (1, len(mean), *[1] * (n_axes - 2))
+        self._mean = np.asarray(mean, np.float32).reshape(per_channel)
+        self._std = np.asarray(std, np.float32).reshape(per_channel)
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalise (B, C, ...) to a new contiguous array."""
+        centred: NDArray[np.float32] = np.subtract(x, self._mean, order="C")
+        centred /= self._std
+        return centred
 
 
 def n_far_outside(x: NDArray[np.float32], low: float, high: float) -> int:

@@ -43,6 +43,7 @@ class OnnxSegment:
     def __init__(self, content: bytes, record: Segment, *, where: str, threads: int = 1) -> None:
         check_onnx(content, where=where)
         self.record = record
+        self._takes = record.input.name
         self._where = where
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -84,10 +85,18 @@ class OnnxSegment:
                 expected=self.record.input.shape,
                 got=x.shape[1:],
             )
+        return self.compute(x, [port.name for port in outputs])
+
+    def compute(self, x: NDArray[np.float32], names: list[str]) -> list[NDArray[np.float32]]:
+        """Compute a batch that is known to fit.
+
+        Args:
+            x: (B, *shape of the segment's input), float32, contiguous.
+            names: of the outputs wanted.
+        Raises: MachineError: ONNX Runtime failed, for want of memory as a rule.
+        """
         try:
-            values: list[NDArray[np.float32]] = self._session.run(
-                [port.name for port in outputs], {self.record.input.name: x}
-            )
+            values: list[NDArray[np.float32]] = self._session.run(names, {self._takes: x})
         except _ORT_ERRORS as exc:
             raise MachineError(
                 f"{self._where} failed on a batch of {len(x)}: {exc}.", hint="Try a smaller batch."
