@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from coordinator.planning import sync_of
 from coordinator.wishes import wishes_of
 from toolkit.config import Run
 from toolkit.errors import HseeError, PlanError, ProfileError
@@ -108,6 +109,7 @@ class Advisor:
                 n_batches=d.n_batches,
                 n_held_out_batches=d.n_held_out_batches,
                 codec=d.codec,
+                sync=sync_of(self._settings),
             )
             for d in plan.devices
             if d.device in self._profiles

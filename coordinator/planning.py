@@ -113,6 +113,7 @@ class ProfilePlanner:
                     n_batches=lists[device][0],
                     n_held_out_batches=-(-hello.data.n_eval // settings.batch_size),
                     codec=codec,
+                    sync=sync_of(settings),
                 )
                 for device, hello in hellos.items()
             ],
@@ -229,7 +230,7 @@ def _sizes(model: bytes, exit_head: str) -> dict[str, tuple[int, int]]:
 
 def influence_of(settings: Run) -> str:
     """How a run with these settings reaches devices' weights, in words; empty where it does not."""
-    return influence(_sync(settings), _teaching(settings, settings.server_logits))
+    return influence(sync_of(settings), _teaching(settings, settings.server_logits))
 
 
 def server_spec(settings: Run) -> ServerSpec:
@@ -246,7 +247,8 @@ def _teaching(settings: Run, weight: float) -> Distillation:
     return Distillation(weight=weight, temperature=settings.distillation_temperature)
 
 
-def _sync(settings: Run) -> SyncSpec:
+def sync_of(settings: Run) -> SyncSpec:
+    """How devices' segments are made one, as the settings have it."""
     return SyncSpec(
         mode=settings.client_sync,
         every=settings.sync_every,
@@ -313,7 +315,7 @@ def _fleet_plan(
             threads=settings.threads,
             all_exits=settings.all_exits,
             among_exits=_teaching(settings, settings.self_distillation),
-            sync=_sync(settings),
+            sync=sync_of(settings),
             from_server=_teaching(settings, settings.server_logits),
         )
         for device, cut in cuts.items()

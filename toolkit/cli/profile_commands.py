@@ -20,6 +20,7 @@ from toolkit.errors import MachineError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from toolkit.plan.cost import DeviceInput, ServerInput
     from toolkit.profile.schema import Profile
+    from toolkit.wire.job import SyncSpec
 
 ASSUMED_SERVER_GFLOP_PER_S = 20.0
 DEFAULT_BATCHES = 100
@@ -158,6 +159,12 @@ def plan(  # noqa: PLR0913 - a command's options
     codec: Annotated[
         str, typer.Option(help="Codec of activations: float32, float16, int8, each +zstd.")
     ] = "float32",
+    client_sync: Annotated[
+        str,
+        typer.Option(help="Segments made one between rounds: none, same_cut or prefix; weights travel then."),
+    ] = "none",
+    sync_every: Annotated[int, typer.Option(min=1, help="Rounds from one such average to the next.")] = 1,
+    sync_codec: Annotated[str, typer.Option(help="Codec of these weights.")] = "float32",
     pin: Annotated[
         list[str] | None, typer.Option(metavar="DEVICE=CUT", help="Give a device's cut; may be given again.")
     ] = None,
@@ -197,7 +204,8 @@ def plan(  # noqa: PLR0913 - a command's options
     aim = next((known for known in OBJECTIVES if known == objective), None)
     if aim is None:
         raise UsageError(f"There is no objective {objective!r}.", hint=did_you_mean(objective, OBJECTIVES))
-    devices = _devices(profiles, batches or [], codec, batch_size=batch)
+    sync = _sync(client_sync, sync_every, sync_codec)
+    devices = _devices(profiles, batches or [], codec, batch_size=batch, sync=sync)
     made = choose_cuts(
         devices,
         server=_server(devices, server_gflop_per_s, measure=measure_server),
@@ -254,7 +262,12 @@ def _refuse_useless(made: Profile) -> None:
 
 
 def _devices(
-    profiles: Sequence[str], batches: Sequence[str], codec: str, *, batch_size: int | None
+    profiles: Sequence[str],
+    batches: Sequence[str],
+    codec: str,
+    *,
+    batch_size: int | None,
+    sync: SyncSpec,
 ) -> list[DeviceInput]:
     from toolkit.plan.cost import DeviceInput
     from toolkit.plan.estimate import for_batch_size
@@ -274,9 +287,20 @@ def _devices(
         found[name] = known
     default, own = _batches(batches, found)
     return [
-        DeviceInput(name=name, profile=known, n_batches=own.get(name, default), codec=codec)
+        DeviceInput(name=name, profile=known, n_batches=own.get(name, default), codec=codec, sync=sync)
         for name, known in found.items()
     ]
+
+
+def _sync(mode: str, every: int, codec: str) -> SyncSpec:
+    from toolkit.wire.job import SyncSpec
+
+    try:
+        return msgspec.convert({"mode": mode, "every": every, "codec": codec}, SyncSpec)
+    except msgspec.ValidationError as exc:
+        raise UsageError(
+            f"There is no --client-sync {mode!r}.", hint=did_you_mean(mode, ("none", "same_cut", "prefix"))
+        ) from exc
 
 
 def _batches(texts: Sequence[str], names: dict[str, Profile]) -> tuple[int, dict[str, int]]:

@@ -119,6 +119,9 @@ def print_plan(made: Plan) -> None:
         f"Objective: {made.objective} ({made.method}{bound}). In a round the devices compute "
         f"{duration(made.device_time_ms)} and send {size(made.round_bytes)}."
     )
+    weights = sum(d.sync_bytes for d in made.devices)
+    if weights:
+        typer.echo(f"{size(weights)} of that are weights, up and down, on average over the rounds.")
     if made.model_profile:
         typer.echo(
             f"Exit right: held-out accuracy in the central run {made.model_profile}, all data in one place."

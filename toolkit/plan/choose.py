@@ -90,7 +90,7 @@ def choose_cuts(
         shortest_round_ms=_rounded(shortest_ms),
         server_ms=_rounded(fleet.server_ms),
         device_time_ms=_rounded(sum(c.round_compute_ms for c in chosen)),
-        round_bytes=sum(c.n_bytes * d.n_batches for c, d in zip(chosen, devices, strict=True)),
+        round_bytes=sum(c.round_bytes for c in chosen),
         server_basis=server.basis,
         server_flop_per_s=server.flop_per_s,
         server_step_ms={cut: _rounded(ms) for cut, ms in (server.step_ms or {}).items()},
@@ -267,9 +267,7 @@ def _device_plan(
 ) -> DevicePlan:
     device, cost = menu.device, fleet.chosen[index]
     shallower = next((c for c in reversed(menu.feasible) if c.depth < cost.depth), None)
-    deeper = _neighbour(
-        device, fleet, rules, index, next((c for c in menu.feasible if c.depth > cost.depth), None)
-    )
+    deeper = _neighbour(fleet, rules, index, next((c for c in menu.feasible if c.depth > cost.depth), None))
     barred = next((i for i in menu.infeasible if _depth(device, i.cut) == cost.depth + 1), None)
     limited_by = _limit(device, cost, barred, fleet, limit_ms=limit_ms)
     return DevicePlan(
@@ -287,12 +285,12 @@ def _device_plan(
         upload_ms=_rounded(cost.upload_ms),
         server_ms=_rounded(cost.server_ms),
         batch_bytes=cost.n_bytes,
+        sync_bytes=cost.sync_bytes,
         device_ms=_rounded(cost.device_ms),
         limited_by=limited_by,
         reason=reason(
             cost,
             objective=objective,
-            n_batches=device.n_batches,
             limited_by=limited_by,
             round_ms=fleet.round_ms,
             server_round_ms=fleet.server_ms,
@@ -304,7 +302,7 @@ def _device_plan(
         ),
         pinned=pinned,
         link_assumed=device.link.provenance == "assumed",
-        shallower=_neighbour(device, fleet, rules, index, shallower),
+        shallower=_neighbour(fleet, rules, index, shallower),
         deeper=deeper,
         infeasible=menu.infeasible,
     )
@@ -322,16 +320,14 @@ def _limit(
     return "compute" if cost.compute_ms >= cost.upload_ms else "uplink"
 
 
-def _neighbour(
-    device: DeviceInput, fleet: _Fleet, rules: Constraints, index: int, cost: CutCost | None
-) -> Neighbour | None:
+def _neighbour(fleet: _Fleet, rules: Constraints, index: int, cost: CutCost | None) -> Neighbour | None:
     if cost is None:
         return None
     return Neighbour(
         cut=cost.cut,
         round_ms=_rounded(fleet.round_ms_with(index, cost)),
         device_time_ms=_rounded(cost.round_compute_ms),
-        round_bytes=cost.n_bytes * device.n_batches,
+        round_bytes=cost.round_bytes,
         exit_accuracy=rules.accuracy_at(cost.cut),
     )
 

@@ -16,7 +16,7 @@ from toolkit.errors import PlanError, did_you_mean
 from toolkit.profile.link import Link
 from toolkit.profile.model_profile import ModelProfile
 from toolkit.profile.schema import CutRow, Profile
-from toolkit.wire.job import Name
+from toolkit.wire.job import Name, SyncSpec
 from toolkit.wire.limits import CHUNK_OVERHEAD_BYTES, DEFAULT_CHUNK_BYTES
 
 Objective = Literal["makespan", "device-time", "bytes"]
@@ -27,6 +27,7 @@ ACTIVATION_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 CODECS = (*ACTIVATION_BYTES, *(f"{codec}+zstd" for codec in ACTIVATION_BYTES))
 """Those of ``toolkit.wire.tensors``, which a planner without zstandard can't load."""
 LABEL_BYTES = 8
+NO_SYNC = SyncSpec()
 TRAINING_PER_FORWARD = 3
 """A training step costs about three forward passes: the backward pass computes two products for each of the forward."""
 ASSUMED_LINK = Link(
@@ -44,6 +45,7 @@ class DeviceInput:
         n_batches: it owes a round.
         n_held_out_batches: that it judges its exit by at a round's end, forward passes only.
         codec: its activations travel in.
+        sync: how devices' segments are made one between rounds: its weights travel up and down then.
     """
 
     name: str
@@ -51,6 +53,7 @@ class DeviceInput:
     n_batches: int
     n_held_out_batches: int = 0
     codec: str = "float32"
+    sync: SyncSpec = NO_SYNC
 
     def __post_init__(self) -> None:
         try:
@@ -66,12 +69,11 @@ class DeviceInput:
                 f"Device {self.name!r} owes {self.n_batches} batches a round; it needs at least 1.",
                 device=self.name,
             )
-        if self.codec not in CODECS:
-            raise PlanError(
-                f"There is no codec {self.codec!r}.",
-                hint=did_you_mean(self.codec, CODECS),
-                device=self.name,
-            )
+        for codec in (self.codec, self.sync.codec):
+            if codec not in CODECS:
+                raise PlanError(
+                    f"There is no codec {codec!r}.", hint=did_you_mean(codec, CODECS), device=self.name
+                )
 
     @property
     def link(self) -> Link:
@@ -130,6 +132,8 @@ class CutCost:
             has one core for everything.
         upload_ms: of one batch; happens while the next is computed.
         n_bytes: of one batch on the wire.
+        sync_bytes: of weights in a round, both ways together.
+        round_bytes: all of a round, both ways.
         device_ms: the device's part of a round.
         round_compute_ms: its processor time in a round.
         server_round_ms: the server's steps of a round for this device.
@@ -146,6 +150,8 @@ class CutCost:
     hand_over_ms: float = 0.0
     round_compute_ms: float = 0.0
     n_bytes: int = 0
+    sync_bytes: int = 0
+    round_bytes: int = 0
     price: float = 0.0
 
     @property
@@ -172,6 +178,17 @@ def upload_bytes(row: CutRow, *, batch_size: int, codec: str, exits: ModelProfil
     return body + -(-body // DEFAULT_CHUNK_BYTES) * CHUNK_OVERHEAD_BYTES
 
 
+def sync_bytes(row: CutRow, sync: SyncSpec) -> int:
+    """Bytes of weights that travel up for a round, and as many down: those of segment and exit, shared out over the rounds.
+
+    A compressing codec is not credited: weights hardly shrink.
+    """
+    if sync.mode == "none":
+        return 0
+    copies = 2 if sync.momentum == "average" else 1
+    return round(copies * row.n_parameters * ACTIVATION_BYTES[sync.codec.partition("+")[0]] / sync.every)
+
+
 def cut_cost(
     device: DeviceInput,
     row: CutRow,
@@ -194,7 +211,11 @@ def cut_cost(
     forward_share = row.flop / row.train_flop if row.train_flop else 1 / TRAINING_PER_FORWARD
     round_end_ms = device.n_held_out_batches * forward_share * row.step_ms_mean
     round_compute_ms = compute_ms * device.n_batches + round_end_ms
-    prices = {"makespan": 0.0, "device-time": round_compute_ms, "bytes": float(n_bytes * device.n_batches)}
+    weight_bytes = sync_bytes(row, device.sync)
+    # Nothing is computed meanwhile: the next round begins with what comes down.
+    sync_ms = weight_bytes * (1 / device.link.up_bytes_per_s + 1 / device.link.down_bytes_per_s) * 1e3
+    round_bytes = n_bytes * device.n_batches + 2 * weight_bytes
+    prices = {"makespan": 0.0, "device-time": round_compute_ms, "bytes": float(round_bytes)}
     return CutCost(
         cut=row.cut,
         depth=depth,
@@ -202,9 +223,11 @@ def cut_cost(
         hand_over_ms=hand_over_ms,
         upload_ms=upload_ms,
         server_ms=server_ms,
-        device_ms=max(compute_ms, upload_ms) * device.n_batches + round_end_ms,
+        device_ms=max(compute_ms, upload_ms) * device.n_batches + round_end_ms + sync_ms,
         round_compute_ms=round_compute_ms,
         server_round_ms=server_ms * device.n_batches,
         n_bytes=n_bytes,
+        sync_bytes=2 * weight_bytes,
+        round_bytes=round_bytes,
         price=prices[objective],
     )

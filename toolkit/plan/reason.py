@@ -10,7 +10,6 @@ def reason(
     cost: CutCost,
     *,
     objective: Objective,
-    n_batches: int,
     limited_by: Limit,
     round_ms: float,
     server_round_ms: float,
@@ -25,7 +24,6 @@ def reason(
     Args:
         cost: of the chosen cut.
         objective: of the plan.
-        n_batches: of the device in a round.
         limited_by: what would have to improve first.
         round_ms: the fleet's round.
         server_round_ms: the server's part of it.
@@ -49,7 +47,7 @@ def reason(
     elif objective == "makespan":
         outlook = f"at the next cut, {deeper.cut}, {_longer_round(round_ms, deeper.round_ms)}"
     else:
-        outlook = f"at the next cut, {deeper.cut}, {_dearer(objective, cost, n_batches, deeper)}"
+        outlook = f"at the next cut, {deeper.cut}, {_dearer(objective, cost, deeper)}"
     marks = f"{'pinned; ' if pinned else ''}{'estimated, not measured; ' if estimated else ''}"
     return f"{marks}{head}: {pace}; {outlook}."
 
@@ -87,8 +85,8 @@ def _longer_round(now_ms: float, then_ms: float) -> str:
     return f"the fleet's round would take {duration(then_ms)}{instead}"
 
 
-def _dearer(objective: Objective, cost: CutCost, n_batches: int, deeper: Neighbour) -> str:
+def _dearer(objective: Objective, cost: CutCost, deeper: Neighbour) -> str:
     if objective == "bytes":
-        return f"it would send {size(deeper.round_bytes)} a round instead of {size(cost.n_bytes * n_batches)}"
+        return f"it would send {size(deeper.round_bytes)} a round instead of {size(cost.round_bytes)}"
     now = duration(cost.round_compute_ms)
     return f"it would compute {duration(deeper.device_time_ms)} a round instead of {now}"

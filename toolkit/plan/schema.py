@@ -54,6 +54,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
         upload_ms: sending one batch's activations and labels; happens while the next is computed.
         server_ms: the server's training step on one batch.
         batch_bytes: of one batch on the wire.
+        sync_bytes: of weights in a round, both ways together, where devices' segments are made one.
         device_ms: the device's part of a round: batches x the larger of computing and upload.
         limited_by: what would have to improve first, for a shorter round or a deeper cut.
         reason: one sentence for people.
@@ -79,6 +80,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
     n_held_out_batches: Count = 0
     hand_over_ms: Ms = 0.0
     batch_bytes: Count = 0
+    sync_bytes: Count = 0
     pinned: bool = False
     estimated: bool = False
     link_assumed: bool = False
@@ -99,7 +101,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         objective: what was made small.
         method: how the cuts were found; ``gap`` bounds how far they may be from the best, before slack.
         device_time_ms: all devices' computing in a round.
-        round_bytes: all that devices send in a round.
+        round_bytes: all that devices send in a round, and the weights that come down.
         slack: share of the least objective that might be spent on deeper exits.
         model_profile: whose exit accuracies are shown; empty for none.
     """
@@ -148,8 +150,9 @@ COMMENTS = {
     "devices.known": "measured | emulated",
     "gap": "share by which the objective may miss its least, before slack",
     "device_time_ms": "all devices' computing in a round",
-    "round_bytes": "all that devices send in a round",
+    "round_bytes": "all that devices send in a round, and the weights that come down",
     "devices.exit_accuracy": "held-out, in the central run of the model's profile",
+    "devices.sync_bytes": "weights, both ways, a round",
     "devices.step_ms": "training on one batch",
     "devices.hand_over_ms": "codec, digest, chunks, sending; one batch",
     "devices.upload_ms": "sending one batch, while the next is computed",
