@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from coordinator.allowance import MESSAGE_COST_BYTES, WITHOUT_A_JOB_BYTES, Allowance
 from coordinator.checkpoints import CommittedState
 from coordinator.rounds import Delivery, RoundLoop, Unfit, WeightsDelivery
 from coordinator.underway import Underway
 from toolkit.errors import RemoteProtocolError
 from toolkit.failpoints import failpoint
 from toolkit.wire import chunks, payloads
+from toolkit.wire.limits import MAX_PAYLOAD_BYTES
 from toolkit.wire.messages import Chunk, Payload, Weights
 from toolkit.wire.payloads import Batch
 from toolkit.wire.seats import Seat
@@ -32,6 +34,18 @@ class Intake:
     def __init__(self, activation_limit: float) -> None:
         self._activation_limit = activation_limit
         self._assemblers: dict[str, chunks.Assembler] = {}
+        self._allowances: dict[str, Allowance] = {}
+
+    def admits(self, device: str, n_bytes: int, *, underway: Underway | None, now: float) -> bool:
+        """Whether a message of a device is to be read at all."""
+        # PROTOCOL.md 12: "A receiver MAY drop unread what a device sends beyond twice its window in 5 s"
+        capacity = WITHOUT_A_JOB_BYTES
+        if underway is not None and device in underway.state.jobs:
+            capacity += 2 * underway.loop.window * max(MESSAGE_COST_BYTES, _largest(device, underway.state))
+        allowance = self._allowances.get(device)
+        if allowance is None or allowance.capacity_bytes != capacity:
+            allowance = self._allowances[device] = Allowance(capacity, capacity, now)
+        return allowance.take(n_bytes, now)
 
     def forget(self, device: str) -> None:
         """Drop what a replaced process left half sent."""
@@ -44,14 +58,20 @@ class Intake:
 
         Raises: RemoteProtocolError: the chunk, or the payload, breaks the protocol or is unfit to train on.
         """
-        whole = self._assemblers.setdefault(device, chunks.Assembler()).add(chunk, body)
-        if whole is None or underway is None:
+        if underway is None or device not in underway.state.jobs:
+            return  # it owes nothing, so that nothing of it is collected
+        assembler = self._assemblers.get(device)
+        if assembler is None:
+            assembler = self._assemblers[device] = chunks.Assembler(_largest(device, underway.state))
+        whole = assembler.add(chunk, body)
+        if whole is None:
             return
         failpoint("coordinator.payload_whole")
         header, content = payloads.decode_up(whole, device=device)
         if not self._is_in_order(header, seat, underway.state):
             return
         if underway.loop.wants(device, round_=header.round, seq=header.seq):
+            self._allowances[device].give_back(len(whole) + chunk.n_chunks * MESSAGE_COST_BYTES)
             self._deliver(device, header, content, n_bytes=len(whole), underway=underway)
 
     def _is_in_order(self, header: Payload | Weights, seat: Seat, state: CommittedState) -> bool:
@@ -93,6 +113,14 @@ class Intake:
                 f"A payload of device {device!r} holds an activation of {largest:.3g}; the limit is {limit:g}."
             )
         return batch
+
+
+def _largest(device: str, state: CommittedState) -> int:
+    """Bytes of the longest payload that a device's job has; weights may be as long as the protocol lets them."""
+    job = state.jobs[device]
+    if job.sync.mode != "none":
+        return MAX_PAYLOAD_BYTES
+    return payloads.largest_payload_bytes(state.activation_shapes[device], batch_size=job.batch_size)
 
 
 def _check_kind(device: str, header: Payload | Weights, loop: RoundLoop) -> None:

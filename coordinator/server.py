@@ -15,6 +15,7 @@ import msgspec
 import torch
 
 from coordinator.advice import Advisor
+from coordinator.allowance import Seldom
 from coordinator.checkpoints import KEPT_GENERATIONS, CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
 from coordinator.flow import Flow
@@ -123,6 +124,7 @@ class Coordinator:
             clock=clock,
         )
         self._intake = Intake(settings.activation_limit)
+        self._refusals = Seldom()
         self._kept: deque[CommittedState] = deque(maxlen=KEPT_GENERATIONS)
         self._flow = Flow(settings.round_deadline_s)
         self._advisor = Advisor(folder.path, settings)
@@ -473,8 +475,7 @@ class Coordinator:
                 try:
                     self._on_message(topic, payload)
                 except RemoteProtocolError as exc:
-                    self.n_refused_messages += 1
-                    self._observe(Notice(f"Refused a message on {topic}: {exc.message}"))
+                    self._refuse(topic, exc.message)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         for service in self._services:
@@ -487,7 +488,19 @@ class Coordinator:
         if topic.endswith("/state"):
             self._on_device_state(self._topics.device_of(topic, leaf="state"), payload)
             return
-        self._on_up(self._topics.device_of(topic, leaf="up"), *frames.decode(payload))
+        device = self._topics.device_of(topic, leaf="up")
+        if self._intake.admits(device, len(payload), underway=self._underway, now=self._clock()):
+            self._on_up(device, *frames.decode(payload))
+        else:
+            self._refuse(topic, "it sends more than it was asked for.")
+
+    def _refuse(self, topic: str, why: str) -> None:
+        """Count a message that is not taken; say so, but not of each one of a flood."""
+        self.n_refused_messages += 1
+        n_quiet = self._refusals.worth_saying(topic, self._clock())
+        if n_quiet is not None:
+            more = f" ({n_quiet} more since the last that was told)" if n_quiet else ""
+            self._observe(Notice(f"Refused a message on {topic}: {why}{more}"))
 
     def _on_up(self, device: str, message: Message, body: memoryview) -> None:
         match message:
