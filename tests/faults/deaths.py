@@ -1,0 +1,224 @@
+"""Rows in which a process or a whole fleet dies, is stopped, or comes back: real processes, real kills."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from functools import partial
+
+from tests.faults.registry import row
+from tests.faults.scene import Scene, seconds_until
+from toolkit.failpoints import FAILPOINTS
+
+
+@row("R1+R3+R7", "agent, coordinator and broker killed in one run, judged by ledger and tape")
+def kills(scene: Scene) -> str:
+    broker = scene.broker()
+    port = broker.address.port
+    rounds = 12 * scene.scale
+    parts = {"ant": ("1/24", "small"), "bee": ("2/24", "strong")}
+    agents = {d: scene.agent(port, d, part=part, board=board) for d, (part, board) in parts.items()}
+    coordinator = scene.coordinator(port, "--devices", 2, "--rounds", rounds)
+    coordinator.wait_for_round(2)
+    for at in range(scene.scale):
+        time.sleep(scene.random.uniform(0.0, 0.3))  # a moment of chance within a round
+        agents["ant"].kill()
+        agents["ant"] = scene.agent(port, "ant", part="1/24", board="small")
+        time.sleep(scene.random.uniform(0.0, 0.3))
+        coordinator.kill()
+        coordinator = scene.resume()
+        coordinator.wait_for_round(min(rounds, 4 + 8 * at))
+        broker.restart()
+    scene.ended_well(coordinator, *agents.values(), cap_s=110.0)
+    judged = scene.judge()
+    assert judged.n_rounds == rounds
+    assert scene.record()["term"] == 1 + scene.scale
+    return str(judged)
+
+
+@row("R7", "coordinator killed with many devices; nobody re-provisions")
+def coordinator_killed(scene: Scene) -> str:
+    port = scene.broker().address.port
+    n = 24 if scene.scale == 1 else 200
+    stubs = [scene.stubs(port, n // 2, first=first) for first in (0, n // 2)]
+    coordinator = scene.serve(port, devices=n, rounds=6)
+    took = []
+    for _ in range(2 * scene.scale):
+        scene.wait_for_rounds(coordinator, 1)
+        time.sleep(scene.random.uniform(0.0, 0.2))
+        coordinator.kill()
+        if scene.record()["rounds_closed"] >= 6:
+            break
+        began_s = time.monotonic()
+        coordinator = scene.serve(port, devices=n, rounds=6)
+        coordinator.wait_for(" closed: ")
+        took.append(time.monotonic() - began_s)
+    scene.ended_well(coordinator, *stubs)
+    for one in stubs:
+        assert scene.stubs_report(one, "ended")["errors"] == []
+    return f"{n} devices, a round after {max(took):.1f} s at most; {scene.judge()}"
+
+
+@row("R3", "broker restarted in order and by kill, persistence on and off")
+def broker_restarted(scene: Scene) -> str:
+    took = []
+    text = ""
+    for persistence in (False, True):
+        scene_of = scene.part("kept" if persistence else "forgotten")
+        broker = scene_of.broker(persistence=persistence)
+        port = broker.address.port
+        n_restarts = 3 if scene.scale == 1 else 25
+        stubs = scene_of.stubs(port, 8, pace=0.01, max_backoff=1.0)
+        coordinator = scene_of.serve(port, devices=8, rounds=4 * n_restarts)
+        scene_of.wait_for_rounds(coordinator, 1)
+        for number in range(n_restarts):
+            closed = scene_of.n_rounds(coordinator)
+            if number % 2:
+                broker.stop()
+                broker.start()
+            else:
+                broker.restart()
+            began_s = time.monotonic()
+            scene_of.wait_for_rounds(coordinator, min(closed + 2, 4 * n_restarts), cap_s=90.0)
+            took.append(time.monotonic() - began_s)
+        scene_of.ended_well(coordinator, stubs)
+        text = str(scene_of.judge())
+    assert max(took) < 3 * 30.0
+    return f"traffic again after {max(took):.1f} s at most; {text}"
+
+
+@row("R8", "one, half, then all devices leave for ever")
+def devices_leave(scene: Scene) -> str:
+    port = scene.broker().address.port
+    groups = [
+        scene.stubs(port, count, first=first, pace=0.02) for first, count in ((0, 10), (10, 9), (19, 1))
+    ]
+    coordinator = scene.serve(port, devices=20, rounds=100_000, deadline=2.0)
+    scene.wait_for_rounds(coordinator, 1)
+    took = []
+    for one in groups[:0:-1]:
+        one.kill()
+        began_s, closed = time.monotonic(), scene.n_rounds(coordinator)
+        scene.wait_for_rounds(coordinator, closed + 2)
+        took.append(time.monotonic() - began_s)
+    coordinator.process.send_signal(signal.SIGTERM)
+    scene.ended_well(coordinator)
+    judged = scene.judge()
+    assert judged.n_void
+    return f"two rounds after {max(took):.1f} s at most (deadline 2 s); {judged}"
+
+
+@row("R20", "SIGTERM to agent and coordinator: saved, status 0")
+def terminated(scene: Scene) -> str:
+    port = scene.broker().address.port
+    agent, other = (
+        scene.agent(port, device, part=part) for device, part in (("ant", "1/24"), ("bee", "2/24"))
+    )
+    coordinator = scene.coordinator(port, "--devices", 2, "--rounds", 100_000)
+    coordinator.wait_for_round(2)
+    took = []
+    for one in (agent, coordinator, other):
+        began_s = time.monotonic()
+        one.signal(signal.SIGTERM)
+        scene.ended_well(one)
+        took.append(time.monotonic() - began_s)
+    assert (scene.folder / "ant" / "r1/devices/ant/training.safetensors").exists()
+    assert max(took) < 3 * 5.0
+    return f"agent {took[0]:.1f} s, coordinator {took[1]:.1f} s; {scene.judge()}"
+
+
+@row("R17", "an agent is stopped for a while and goes on; a superseded one is fenced")
+def stopped_and_continued(scene: Scene) -> str:
+    port = scene.broker().address.port
+    agents = {d: scene.agent(port, d, part=f"{n}/24") for n, d in enumerate(("ant", "bee"), start=1)}
+    coordinator = scene.coordinator(port, "--devices", 2, "--rounds", 10 * scene.scale)
+    coordinator.wait_for_round(2)
+    agents["ant"].signal(signal.SIGSTOP)
+    time.sleep(3.0 if scene.scale == 1 else 60.0)
+    agents["ant"].signal(signal.SIGCONT)
+    scene.ended_well(coordinator, *agents.values(), cap_s=110.0)
+    return str(scene.judge())
+
+
+@row("R23", "a second coordinator of one run: the lock refuses it; elsewhere the older loses by its term")
+def two_coordinators(scene: Scene) -> str:
+    port = scene.broker().address.port
+    agent = scene.agent(port, "ant", part="1/12")
+    first = scene.coordinator(port, "--devices", 1, "--rounds", 100_000)
+    first.wait_for_round(2)
+    second = scene.resume()
+    assert second.end() == 1, second.describe()
+    assert "Another coordinator is at work" in second.out + second.err
+    (scene.folder / "elsewhere").mkdir()
+    first.signal(signal.SIGSTOP)  # or files change while they are copied
+    shutil.copytree(
+        scene.run, scene.folder / "elsewhere/r1", ignore=shutil.ignore_patterns("*.sock", "lock", "*.new")
+    )
+    first.signal(signal.SIGCONT)
+    third = scene.hsee.start("run", "resume", "elsewhere/r1", "--json")
+    took = seconds_until(third, '"event":"round"')
+    assert first.end() != 0, first.describe()
+    for one in (third, agent):
+        one.signal(signal.SIGTERM)
+        scene.ended_well(one)
+    return f"the newer one leads after {took:.1f} s"
+
+
+@row("R10", "many devices join at once, and again after the broker's restart")
+def all_join_at_once(scene: Scene) -> str:
+    broker = scene.broker()
+    port = broker.address.port
+    n = 50 if scene.scale == 1 else 200
+    coordinator = scene.serve(port, devices=n, rounds=100_000, round_steps=1)
+    stubs = scene.stubs(port, n, pace=0.05)
+    joined = scene.stubs_report(stubs, "joined")
+    assert joined["most_failed"] <= 3
+    broker.restart()
+    closed, began_s = scene.n_rounds(coordinator), time.monotonic()
+    scene.wait_for_rounds(coordinator, closed + 2, cap_s=120.0)
+    back_s = time.monotonic() - began_s
+    for one in (stubs, coordinator):
+        one.process.send_signal(signal.SIGTERM)
+    ended = scene.stubs_report(stubs, "ended")
+    assert joined["seconds"] < 3 * 10.0
+    assert ended["most_failed"] <= 3
+    return f"{n} devices joined in {joined['seconds']:.1f} s, all back {back_s:.1f} s after the broker"
+
+
+COORDINATOR_FAILPOINTS = [name for name in FAILPOINTS if name.startswith("coordinator.")]
+DEVICE_FAILPOINTS = [name for name in FAILPOINTS if name.startswith("device.")]
+
+
+@row("R7F", "the coordinator dies at its failpoints, one after the other, in one run")
+def coordinator_failpoints(scene: Scene) -> str:
+    port = scene.broker().address.port
+    names = COORDINATOR_FAILPOINTS if scene.scale > 1 else scene.random.sample(COORDINATOR_FAILPOINTS, 4)
+    rounds = 2 * len(names)
+    serve = partial(scene.serve, port, devices=4, rounds=rounds, strategy="averaging")
+    # The first round tells a joining fleet from one that comes back.
+    stubs = scene.stubs(port, 4, max_backoff=1.0)
+    coordinator = serve()
+    scene.wait_for_rounds(coordinator, 1)
+    coordinator.kill()
+    for name in names:
+        if name == "coordinator.incarnation_issued":  # needs a process that is new
+            stubs.kill()
+            stubs = scene.stubs(port, 4, max_backoff=1.0)
+        scene.hit(serve(env={"HSEE_FAILPOINT": name}), name)
+    coordinator = serve()
+    scene.ended_well(coordinator, stubs)
+    judged = scene.judge()
+    assert judged.n_rounds == rounds
+    return f"{', '.join(names)}; {judged}"
+
+
+@row("R1F", "an agent dies at its failpoints, one after the other, in one run")
+def device_failpoints(scene: Scene) -> str:
+    port = scene.broker().address.port
+    names = DEVICE_FAILPOINTS if scene.scale > 1 else scene.random.sample(DEVICE_FAILPOINTS, 2)
+    coordinator = scene.coordinator(port, "--devices", 1, "--rounds", 4 + 2 * len(names))
+    for name in names:
+        scene.hit(scene.agent(port, "ant", part="1/24", HSEE_FAILPOINT=name), name)
+    scene.ended_well(coordinator, scene.agent(port, "ant", part="1/24"))
+    return f"{', '.join(names)}; {scene.judge()}"
