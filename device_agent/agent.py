@@ -118,6 +118,7 @@ class Agent:
         self._stop: session.Stop | None = None
         self._is_connected = False
         self._trying_said = False
+        self._refusal_said = ""
         self._first_contact_by: float | None = clock() + connect_s
         self.n_refused_messages = 0
         self.exit_accuracy: float | None = None
@@ -304,7 +305,7 @@ class Agent:
         match event:
             case Connected():
                 self._say("connected to the broker")
-                self._is_connected, self._first_contact_by = True, None
+                self._is_connected, self._first_contact_by, self._refusal_said = True, None, ""
                 self._feed(session.LinkUp())
                 self._link.subscribe(self._topics.bridge_state)
                 self._link.publish(self._topics.device_state(self._device), self._word("online"), retain=True)
@@ -326,6 +327,9 @@ class Agent:
             self._say(f"{error.message} Trying again for {due - self._clock():.0f} s.")
         if self._is_connected or isinstance(error, IdentityConflictError):
             self._say(f"lost the broker: {error.message} Trying again.")
+        elif due is None and not error.retryable and error.code != self._refusal_said:
+            self._refusal_said = error.code
+            self._say(f"the broker lets this device in no more: {error} Trying again.")
         self._is_connected = False
         self._feed(session.LinkDown())
 

@@ -10,6 +10,7 @@ from device_agent.agent import ADVICE, Agent
 from device_agent.identity import HeldIdentity, device_id
 from device_agent.signals import StopSignals, TerminatedError
 from toolkit.errors import (
+    BrokerLoginError,
     BrokerUnreachableError,
     FencedError,
     MachineError,
@@ -383,6 +384,21 @@ def test_a_failed_run_is_told_with_its_reason(world):
     world.poll()
     with pytest.raises(RunError, match=r"The run failed at the coordinator: The disk is full\."):
         world.agent.result()
+
+
+def test_a_revoked_account_is_told_once_with_what_to_do(world):
+    world.join()
+    world.hub.stop()
+    world.poll()
+    for _ in range(3):  # each try is refused
+        world.agent._link.cut_off(
+            BrokerLoginError("The broker refused the login.", hint="Ask for a new account.")
+        )
+        world.poll()
+    told = [line for line in world.said if "lets this device in no more" in line]
+    assert told == [
+        "the broker lets this device in no more: The broker refused the login. Ask for a new account. Trying again."
+    ]
 
 
 def test_leaving_saves_and_says_goodbye(world):

@@ -135,9 +135,9 @@ def test_without_a_coordinator_it_says_how_to_go_on(capsys):
 
 
 def test_rows_that_fit_a_terminal(monkeypatch):
-    monkeypatch.setattr(status_display.os, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr(status_display.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
     assert rows_that_fit(LIVE) == 19
-    monkeypatch.setattr(status_display.os, "get_terminal_size", lambda: os.terminal_size((80, 2)))
+    monkeypatch.setattr(status_display.shutil, "get_terminal_size", lambda: os.terminal_size((80, 2)))
     assert rows_that_fit(LIVE) == 3
 
 

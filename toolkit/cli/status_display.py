@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -173,7 +173,7 @@ def render(
 
 def rows_that_fit(status: RunStatus) -> int:
     """Count the rows of devices that the terminal has room for beside all else."""
-    n_lines = os.get_terminal_size().lines
+    n_lines = shutil.get_terminal_size().lines
     return max(3, n_lines - 5 - (2 if remark(status) else 0))
 
 
