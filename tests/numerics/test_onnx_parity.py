@@ -14,12 +14,15 @@ from toolkit.bundle.folder import open_bundle
 from toolkit.errors import BundleError, CheckpointError, DataNotFoundError
 from toolkit.export import pieces as export
 from toolkit.export import quantize
+from toolkit.export.chain import exits_of_bundle, load_chain
+from toolkit.export.final_route import ServerWeights
 from toolkit.export.kept_samples import read_kept, sample_ids
-from toolkit.export.onnx import ServerWeights, export_held
+from toolkit.export.onnx import export_held
 from toolkit.export.parity import check_parity
 from toolkit.export.pieces import ExportOptions
 from toolkit.nn.cut import take_suffix
 from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord
+from toolkit.nn.server_exits import build_server_exits, take_suffix_with
 from toolkit.nn.steps import build_device_model, device_step
 from toolkit.nn.weights import save_tensors
 from toolkit.nn.zoo import build_network
@@ -42,7 +45,7 @@ def patterns(n, shape, seed):
     return x.astype(np.float32), y.astype(np.int64)
 
 
-def held_folder(folder, *, model, cut, exit_head="pooled", n_held=300):
+def held_folder(folder, *, model, cut, exit_head="pooled", n_held=300, all_exits=False):
     shape = tuple(model.input_shape)
     n_channels = shape[0]
     job = Job(
@@ -56,8 +59,11 @@ def held_folder(folder, *, model, cut, exit_head="pooled", n_held=300):
         rounds=2,
         batch_size=16,
         exit_head=exit_head,
+        all_exits=all_exits,
     )
-    device = build_device_model(model, cut=cut, exit_head=exit_head, optimizer=job.optimizer, seed=3)
+    device = build_device_model(
+        model, cut=cut, exit_head=exit_head, optimizer=job.optimizer, seed=3, all_exits=all_exits
+    )
     x, y = patterns(640, shape, 1)
     for step in range(40):
         rows = slice(step * 16, step * 16 + 16)
@@ -276,6 +282,61 @@ def test_a_full_bundle_is_the_device_and_then_the_coordinator(server, tmp_path):
     assert open_bundle(report.archive).digest == open_bundle(tmp_path / "bundle").digest
     with pytest.raises(CheckpointError, match="needs the coordinator's layers"):
         export_held(tmp_path / "held", tmp_path / "other", full=True)
+
+
+def test_exits_that_the_server_trained_are_the_middle_of_a_full_bundle(server, tmp_path):
+    spec, network, _ = server
+    x, _, h, _ = held_folder(tmp_path / "held", model=spec, cut="hidden1")
+    heads = build_server_exits(
+        network, spec, ["hidden2", "hidden3"], exit_head="pooled", seed=5, behind="hidden1"
+    )
+    suffix = take_suffix_with(network, "hidden1", heads).eval()
+    weights = ServerWeights(suffix.state_dict(), "the coordinator", exits=["hidden2", "hidden3"])
+    report = export_held(tmp_path / "held", tmp_path / "bundle", server=weights, full=True)
+    assert [(s.exit, s.stages) for s in report.segments] == [
+        ("hidden1", ("hidden1",)),
+        ("hidden2", ("hidden2",)),
+        ("hidden3", ("hidden3",)),
+        ("final", ("hidden4",)),
+    ]
+    assert max(s.parity.max_difference for s in report.segments) <= 1e-4
+    with torch.no_grad():
+        final, exits = suffix.with_exits(torch.from_numpy(h))
+    by_exit = {**exits, "final": final}
+    bundle = open_bundle(tmp_path / "bundle")
+    chain = load_chain(bundle)
+    _, *behind = exits_of_bundle(chain, bundle, x)
+    for name, logits in zip(["hidden2", "hidden3", "final"], behind, strict=True):
+        np.testing.assert_allclose(logits, by_exit[name].numpy(), atol=1e-4)
+    # A deeper device takes those behind its own cut, and no others.
+    held_folder(tmp_path / "deeper", model=spec, cut="hidden2", n_held=20)
+    deeper = export_held(tmp_path / "deeper", tmp_path / "other", server=weights, full=True)
+    assert [s.exit for s in deeper.segments] == ["hidden2", "hidden3", "final"]
+    # Without --full nothing of the server's leaves it but the reference's logits.
+    alone = export_held(tmp_path / "held", tmp_path / "alone", server=weights)
+    assert [s.exit for s in alone.segments] == ["hidden1"]
+    np.testing.assert_allclose(read_kept(open_bundle(tmp_path / "alone")).reference, final.numpy(), atol=1e-5)
+
+
+def test_a_device_that_trained_exits_at_every_stage_has_a_cascade_of_its_own(tmp_path):
+    spec = ModelSpec(name="mlp", input_shape=[6], n_classes=3, options={"width": 16})
+    x, _, h, logits = held_folder(tmp_path / "held", model=spec, cut="hidden2", all_exits=True)
+    report = export_held(tmp_path / "held", tmp_path / "bundle")
+    assert [(s.exit, s.stages) for s in report.segments] == [
+        ("hidden1", ("hidden1",)),
+        ("hidden2", ("hidden2",)),
+    ]
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.manifest.provenance.cut == "hidden2"
+    np.testing.assert_allclose(exits_of_bundle(load_chain(bundle), bundle, x)[1], logits, atol=1e-4)
+    seen = []
+
+    def unanswered(a):
+        seen.append(a)
+        return lambda: [Reply(None, 0.0)] * len(a)
+
+    load(tmp_path / "bundle", threshold=1e-9, offload=unanswered)(x)
+    np.testing.assert_allclose(seen[0], h, atol=1e-4)
 
 
 def test_another_networks_layers_are_refused(server, tmp_path):

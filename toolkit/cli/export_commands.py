@@ -13,7 +13,7 @@ from toolkit.cli.output import emit_json, table
 from toolkit.errors import UsageError, did_you_mean, require
 
 if TYPE_CHECKING:
-    from toolkit.export.onnx import ServerWeights
+    from toolkit.export.final_route import ServerWeights
     from toolkit.export.report import ExportReport
 
 RECORD_FILE = "segment.json"
@@ -40,7 +40,8 @@ def export(  # noqa: PLR0913 - a command's options
     full: Annotated[
         bool,
         typer.Option(
-            "--full", help="Add the coordinator's layers, so that the whole network answers offline."
+            "--full",
+            help="Add the coordinator's layers and the exits that it trained, so that the whole network answers offline.",
         ),
     ] = False,
     int8: Annotated[
@@ -143,12 +144,18 @@ def _export_random(
 def _server_weights(home: Path) -> ServerWeights | None:
     """The coordinator's layers, where this folder is its run folder too."""
     from coordinator.checkpoints import newest_generation
-    from toolkit.export.onnx import ServerWeights
+    from toolkit.export.final_route import ServerWeights
 
     generation = newest_generation(home / "checkpoints")
     if generation is None:
         return None
-    return ServerWeights(generation.tensors(), f"the coordinator's layers of round {generation.round}")
+    trained = generation.state().server
+    return ServerWeights(
+        generation.tensors(),
+        f"the coordinator's layers of round {generation.round}",
+        exits=trained.exits,
+        exit_head=trained.exit_head,
+    )
 
 
 def _held(run: Path, device: str) -> list[Path]:

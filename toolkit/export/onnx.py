@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from toolkit import __version__
 from toolkit.bundle.manifest import Provenance
 from toolkit.errors import CheckpointError
-from toolkit.export.final_route import build_final_route
+from toolkit.export.final_route import (
+    ServerWeights,
+    build_final_route,
+    build_server_pieces,
+    split_at_exits,
+)
 from toolkit.export.graph import Piece
 from toolkit.export.pieces import ExportOptions, Trained, export_pieces
 from toolkit.export.report import ExportReport
@@ -23,14 +26,6 @@ from toolkit.nn.segment_record import HELD_OUT_FILE, WEIGHTS_FILE, SegmentRecord
 from toolkit.nn.steps import build_device_model
 from toolkit.nn.weights import load_tensors
 from toolkit.runtime.samples import Samples, read_samples
-
-
-@dataclass(frozen=True, slots=True)
-class ServerWeights:
-    """The coordinator's layers by name, and where they come from, in words."""
-
-    tensors: Mapping[str, torch.Tensor]
-    origin: str
 
 
 def export_held(
@@ -63,20 +58,22 @@ def export_held(
     """
     record = read_record(folder)
     job = record.job
-    pieces = [_load_piece(folder, record)]
+    pieces = _load_pieces(folder, record)
     if data is None:
         data = read_samples(
             folder / HELD_OUT_FILE, input_shape=job.model.input_shape, class_names=job.classes
         )
-    rest = None if server is None else build_final_route(job, server.tensors, where=server.origin)
+    rest = None
     if full:
-        if rest is None:
+        if server is None:
             raise CheckpointError(
                 f"A full bundle needs the coordinator's layers, and none lie beside {folder}.",
                 hint="Use --full where the coordinator kept the run folder, with the device's folder copied into it.",
                 path=str(folder),
             )
-        pieces, rest = [*pieces, rest], None
+        pieces += build_server_pieces(job, server)
+    elif server is not None:
+        rest = build_final_route(job, server)
     return export_pieces(
         Trained(
             pieces=tuple(pieces),
@@ -94,10 +91,16 @@ def export_held(
     )
 
 
-def _load_piece(folder: Path, record: SegmentRecord) -> Piece:
+def _load_pieces(folder: Path, record: SegmentRecord) -> list[Piece]:
+    """The device's own cascade: one piece, or one for each stage where it trained exits at all of them."""
     job = record.job
     built = build_device_model(
-        job.model, cut=job.cut, exit_head=job.exit_head, optimizer=job.optimizer, seed=job.seed
+        job.model,
+        cut=job.cut,
+        exit_head=job.exit_head,
+        optimizer=job.optimizer,
+        seed=job.seed,
+        all_exits=job.all_exits,
     )
     try:
         built.modules.load_state_dict(load_tensors(folder / WEIGHTS_FILE))
@@ -109,7 +112,8 @@ def _load_piece(folder: Path, record: SegmentRecord) -> Piece:
         ) from exc
     if not isinstance(built.segment, nn.Sequential):
         raise CheckpointError(f"The segment in {folder} is not a row of stages.", path=str(folder))
-    return Piece(built.segment, built.exit_head, exit_name=job.cut)
+    heads = {**built.shallow_heads, job.cut: built.exit_head}
+    return split_at_exits(list(built.segment.named_children()), heads)
 
 
 def _provenance(folder: Path, record: SegmentRecord, now: datetime) -> Provenance:
