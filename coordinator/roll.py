@@ -159,7 +159,24 @@ class Roll:
             refusal = self._planner.refusal_of(self._settings, hello)
         if refusal is not None:
             return protocol.Judgement(refusal=refusal)
-        return protocol.Judgement(measure=self._planner.needs_measuring(self._settings, hello))
+        measure = self._planner.needs_measuring(self._settings, hello)
+        if measure is not None and self._has_measured(device, hello):
+            text = (
+                f"{device} measured itself, and its profile still is not of this run's model: the code of "
+                f"{self._settings.model!r} or of hsee is another one there than here. Install the same on both."
+            )
+            return protocol.Judgement(refusal=("model", text))
+        return protocol.Judgement(measure=measure)
+
+    def _has_measured(self, device: str, hello: Hello) -> bool:
+        """Whether this process was asked to measure and brings what it measured: to ask again would go on for ever."""
+        seat = self[device]
+        return (
+            seat.phase is SeatPhase.MEASURING
+            and seat.hello is not None
+            and seat.boot_nonce == hello.boot_nonce
+            and hello.profile not in ("", seat.hello.profile)
+        )
 
     def _hold_to_data(self, device: str, hello: Hello, underway: Underway) -> None:
         """Rule 13: a changed data fingerprint voids the rest of the device's round."""
