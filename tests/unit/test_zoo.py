@@ -232,3 +232,26 @@ def test_show_prints_json():
 def test_show_refuses_with_a_hint(words, status, said, capsys):
     assert main(["model", "show", *words]) == status
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_group_norm_takes_the_place_of_every_batch_norm(name):
+    network = build_network(spec_of(name, norm="group"), seed=1)
+    kinds = {type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__}
+    assert kinds == {"GroupNorm"}
+    assert not list(network.buffers())
+    x = torch.randn(2, *SHAPES[name])
+    assert network.train()(x).shape == (2, 5)
+    assert torch.allclose(network(x)[:1], network(x[:1]), atol=1e-5)  # others of its batch say nothing
+
+
+def test_a_normalisation_that_there_is_not_is_refused():
+    with pytest.raises(ModelError, match="no normalisation 'grup'") as refused:
+        build_network(spec_of("mlp", norm="grup"), seed=1)
+    assert "group" in refused.value.hint
+
+
+def test_the_convolutional_exit_comes_with_group_norm_too():
+    head = build_exit_head("conv_group", activation_shape=(4, 6, 6), n_classes=3, cut="stem", seed=0)
+    assert not list(head.buffers())
+    assert head(torch.randn(1, 4, 6, 6)).shape == (1, 3)

@@ -157,7 +157,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 1.0
     threads: Annotated[int, Meta(ge=1, le=4096, description="threads that each process computes with")] = 1
     exit_head: Annotated[
-        str, Meta(min_length=1, max_length=64, description="early exits: auto, conv or pooled")
+        str, Meta(min_length=1, max_length=64, description="early exits: auto, conv, conv_group or pooled")
     ] = "auto"
     classes: Annotated[
         list[str], Meta(description="ordered class list; empty for the union of what the devices have")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
 from toolkit.errors import ModelError, did_you_mean
+from toolkit.nn.norm import make_norm
 from toolkit.nn.seeds import derive_seed, seeded
 from toolkit.nn.zoo import PooledClassifier
 
@@ -16,27 +18,24 @@ def pooled(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
     return PooledClassifier(activation_shape[0], n_classes)
 
 
-def conv(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
+def conv(activation_shape: Sequence[int], n_classes: int, *, norm: str = "batch") -> nn.Module:
     """One convolution of size 3 and stride 2, then the pooled head: for shallow cuts, whose channels say little each.
 
     Raises: ModelError: the activations are no planes (C, H, W) and no signals (C, W).
     """
-    kinds: dict[int, tuple[type[nn.Conv1d | nn.Conv2d], type[nn.BatchNorm1d | nn.BatchNorm2d]]] = {
-        2: (nn.Conv1d, nn.BatchNorm1d),
-        3: (nn.Conv2d, nn.BatchNorm2d),
-    }
+    kinds: dict[int, type[nn.Conv1d | nn.Conv2d]] = {2: nn.Conv1d, 3: nn.Conv2d}
     if len(activation_shape) not in kinds:
         raise ModelError(
             "Exit head 'conv' needs activations (channels, height, width) or (channels, time); this cut gives "
             f"{tuple(activation_shape)}.",
             hint="Use exit head 'pooled'.",
         )
-    convolution, norm = kinds[len(activation_shape)]
+    convolution = kinds[len(activation_shape)]
     n_in = activation_shape[0]
     n_hidden = 2 * n_in
     return nn.Sequential(
         convolution(n_in, n_hidden, 3, 2, 1, bias=False),
-        norm(n_hidden),
+        make_norm(norm, n_hidden, len(activation_shape) - 1),
         nn.ReLU(),
         PooledClassifier(n_hidden, n_classes),
     )
@@ -50,6 +49,7 @@ def auto(activation_shape: Sequence[int], n_classes: int) -> nn.Module:
 EXIT_HEADS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
     "auto": auto,
     "conv": conv,
+    "conv_group": partial(conv, norm="group"),
     "pooled": pooled,
 }
 
@@ -60,7 +60,7 @@ def build_exit_head(
     """Build an exit head with the weights that (seed, cut) give it: equal on all devices of one cut.
 
     Args:
-        kind: "auto", "conv" or "pooled".
+        kind: "auto", "conv", "conv_group" (with group norm) or "pooled".
         activation_shape: of one sample at the cut.
         n_classes: K.
         cut: the cut layer it stands at.

@@ -11,6 +11,7 @@ from torch import nn
 from toolkit.errors import ModelError, did_you_mean
 from toolkit.nn.custom_model import check_options, find_maker, is_custom, make_custom
 from toolkit.nn.network import StagedNetwork
+from toolkit.nn.norm import make_norm
 from toolkit.nn.seeds import derive_seed, seeded
 from toolkit.wire.job import OWN_MODEL, ModelSpec, Scalar
 
@@ -20,14 +21,14 @@ Stages = dict[str, nn.Module]
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a skip connection; source: He et al., arXiv 1512.03385."""
 
-    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+    def __init__(self, n_in: int, n_out: int, stride: int, norm: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(n_out)
+        self.bn1 = make_norm(norm, n_out, 2)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(n_out)
+        self.bn2 = make_norm(norm, n_out, 2)
         self.downsample = (
-            nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+            nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), make_norm(norm, n_out, 2))
             if stride != 1 or n_in != n_out
             else None
         )
@@ -46,13 +47,13 @@ class Stem(nn.Module):
     with stride 2 and pooling for large ones (``imagenet``).
     """
 
-    def __init__(self, n_in: int, n_out: int, kind: str) -> None:
+    def __init__(self, n_in: int, n_out: int, kind: str, norm: str) -> None:
         super().__init__()
         shapes = {"cifar": (3, 1, 1), "strided": (3, 2, 1), "imagenet": (7, 2, 3)}
         if kind not in shapes:
             raise ModelError(f"Stem {kind!r} is unknown.", hint=did_you_mean(kind, shapes))
         self.conv1 = nn.Conv2d(n_in, n_out, *shapes[kind], bias=False)
-        self.bn1 = nn.BatchNorm2d(n_out)
+        self.bn1 = make_norm(norm, n_out, 2)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if kind == "imagenet" else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,14 +76,14 @@ class PooledClassifier(nn.Module):
         return logits
 
 
-def _resnet(spec: ModelSpec, *, blocks: tuple[int, ...], width: int, stem: str) -> StagedNetwork:
+def _resnet(spec: ModelSpec, *, blocks: tuple[int, ...], width: int, stem: str, norm: str) -> StagedNetwork:
     n_channels = _image_channels(spec)
-    stages: Stages = {"stem": Stem(n_channels, width, stem)}
+    stages: Stages = {"stem": Stem(n_channels, width, stem, norm)}
     n_in = width
     for index, n_blocks in enumerate(blocks):
         n_out = width * 2**index
         row = [
-            BasicBlock(n_in if b == 0 else n_out, n_out, 2 if b == 0 and index else 1)
+            BasicBlock(n_in if b == 0 else n_out, n_out, 2 if b == 0 and index else 1, norm)
             for b in range(n_blocks)
         ]
         stages[f"layer{index + 1}"] = nn.Sequential(*row)
@@ -94,23 +95,23 @@ def _resnet(spec: ModelSpec, *, blocks: tuple[int, ...], width: int, stem: str) 
     return network
 
 
-def resnet18(spec: ModelSpec, *, width: int = 64, stem: str = "cifar") -> StagedNetwork:
-    """ResNet-18 (He et al., arXiv 1512.03385); ``width`` channels in its first stage."""
-    return _resnet(spec, blocks=(2, 2, 2, 2), width=width, stem=stem)
+def resnet18(spec: ModelSpec, *, width: int = 64, stem: str = "cifar", norm: str = "batch") -> StagedNetwork:
+    """ResNet-18 (He et al., arXiv 1512.03385); ``width`` channels in its first stage, ``norm`` batch or group."""
+    return _resnet(spec, blocks=(2, 2, 2, 2), width=width, stem=stem, norm=norm)
 
 
-def resnet34(spec: ModelSpec, *, width: int = 64, stem: str = "cifar") -> StagedNetwork:
+def resnet34(spec: ModelSpec, *, width: int = 64, stem: str = "cifar", norm: str = "batch") -> StagedNetwork:
     """ResNet-34 (He et al., arXiv 1512.03385)."""
-    return _resnet(spec, blocks=(3, 4, 6, 3), width=width, stem=stem)
+    return _resnet(spec, blocks=(3, 4, 6, 3), width=width, stem=stem, norm=norm)
 
 
-def resnet_small(spec: ModelSpec, *, width: int = 16) -> StagedNetwork:
+def resnet_small(spec: ModelSpec, *, width: int = 16, norm: str = "batch") -> StagedNetwork:
     """Three residual stages of one block each, for pictures of 8x8 to 32x32."""
-    return _resnet(spec, blocks=(1, 1, 1), width=width, stem="cifar")
+    return _resnet(spec, blocks=(1, 1, 1), width=width, stem="cifar", norm=norm)
 
 
-def cnn1d(spec: ModelSpec, *, width: int = 32, depth: int = 4) -> StagedNetwork:
-    """``depth`` stages of convolution over time, batch norm and ReLU, for windows of sensor signals (F, W).
+def cnn1d(spec: ModelSpec, *, width: int = 32, depth: int = 4, norm: str = "batch") -> StagedNetwork:
+    """``depth`` stages of convolution over time, norm and ReLU, for windows of sensor signals (F, W).
 
     Each stage but the first halves the window and doubles the channels, ``width`` in the first.
     """
@@ -124,21 +125,23 @@ def cnn1d(spec: ModelSpec, *, width: int = 32, depth: int = 4) -> StagedNetwork:
     for index in range(depth):
         n_out = width * 2**index
         stages[f"conv{index + 1}"] = nn.Sequential(
-            nn.Conv1d(n_in, n_out, 5, 2 if index else 1, 2, bias=False), nn.BatchNorm1d(n_out), nn.ReLU()
+            nn.Conv1d(n_in, n_out, 5, 2 if index else 1, 2, bias=False),
+            make_norm(norm, n_out, 1),
+            nn.ReLU(),
         )
         n_in = n_out
     return StagedNetwork(stages, PooledClassifier(n_in, spec.n_classes))
 
 
-def mlp(spec: ModelSpec, *, width: int = 128, depth: int = 4) -> StagedNetwork:
-    """``depth`` stages of linear, batch norm and ReLU, for tables; other shapes are flattened first."""
+def mlp(spec: ModelSpec, *, width: int = 128, depth: int = 4, norm: str = "batch") -> StagedNetwork:
+    """``depth`` stages of linear, norm and ReLU, for tables; other shapes are flattened first."""
     n_in = 1
     for size in spec.input_shape:
         n_in *= size
     stages: Stages = {}
     for index in range(depth):
         layers: list[nn.Module] = [] if index else [nn.Flatten()]
-        layers += [nn.Linear(width if index else n_in, width), nn.BatchNorm1d(width), nn.ReLU()]
+        layers += [nn.Linear(width if index else n_in, width), make_norm(norm, width, 1), nn.ReLU()]
         stages[f"hidden{index + 1}"] = nn.Sequential(*layers)
     return StagedNetwork(stages, PooledClassifier(width, spec.n_classes))
 
