@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
+from coordinator.rounds import RoundReport
+from toolkit.wire.job import influence_line
 
 BYTES_PER_MB = 1e6
 
@@ -10,6 +12,16 @@ BYTES_PER_MB = 1e6
 def percent(share: float | None) -> str:
     """A share as text; "-" where there is none."""
     return "-" if share is None else f"{share:.1%}"
+
+
+def traffic(report: RoundReport) -> str:
+    """What a round's payloads came to: all that went up, and of weights what went up and down."""
+    up, weights, down = (
+        sum(n) / BYTES_PER_MB
+        for n in zip(*((d.n_bytes, d.weights_bytes, d.lowered_bytes) for d in report.devices), strict=True)
+    )
+    of_weights = f", weights {weights:.2f} MB up, {down:.2f} MB down" if weights or down else ""
+    return f"{up:.1f} MB up{of_weights}"
 
 
 def lines_of(event: RunEvent) -> list[str]:
@@ -20,15 +32,14 @@ def lines_of(event: RunEvent) -> list[str]:
             return [f"waiting: {len(ready)} of {expected} devices{joined}, {left_s:.0f} s left"]
         case PlanMade(plan=plan):
             cuts = [f"{device}: cut after {cut}: {plan.reasons[device]}" for device, cut in plan.cuts.items()]
-            return [f"classes: {', '.join(plan.classes)}", *cuts]
+            return [f"classes: {', '.join(plan.classes)}", influence_line(plan.influence), *cuts]
         case RoundClosed(report=report, cuts=_, rounds=rounds):
             cells = "; ".join(
                 f"{d.device} exit {percent(d.exit_accuracy)} server {percent(d.server_accuracy)}"
                 + (f" ({d.n_void} void)" if d.n_void else "")
                 for d in report.devices
             )
-            mb = sum(d.n_bytes for d in report.devices) / BYTES_PER_MB
-            return [f"round {report.round}/{rounds}: {cells}; {mb:.1f} MB up; {report.seconds:.1f} s"]
+            return [f"round {report.round}/{rounds}: {cells}; {traffic(report)}; {report.seconds:.1f} s"]
         case Notice(text=text):
             return [text]
         case Ended(status=status, detail=detail):

@@ -49,6 +49,11 @@ class FleetPlan:
     classes: tuple[str, ...]
 
     @property
+    def influence(self) -> str:
+        """How the coordinator reaches devices' weights, in words; empty where it does not."""
+        return next(iter(self.jobs.values())).influence
+
+    @property
     def cuts(self) -> dict[str, str]:
         """Device id to cut layer."""
         return {device: job.cut for device, job in self.jobs.items()}

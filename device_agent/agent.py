@@ -25,7 +25,7 @@ from toolkit.errors import (
 from toolkit.failpoints import failpoint
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received
 from toolkit.wire import frames, session, weights
-from toolkit.wire.job import Job
+from toolkit.wire.job import Job, influence_line
 from toolkit.wire.limits import PROTOCOL_VERSION
 from toolkit.wire.messages import (
     Assignment,
@@ -392,7 +392,7 @@ class Agent:
                 reason="weights",
             )
         if self._trainer is None or self._job != job:
-            self._say(f"server influences devices: {f'yes ({job.influence})' if job.influence else 'no'}")
+            self._say(influence_line(job.influence))
             self._say(f"cut after {job.cut}: training its segment and exit for run {job.run}")
             self._ready.clear()
             failpoint("device.welcome_unsaved")

@@ -200,6 +200,7 @@ def plan(  # noqa: PLR0913 - a command's options
     from toolkit.plan.schema import write_plan
     from toolkit.profile.locate import find_model
     from toolkit.profile.model_profile import read_model_profile
+    from toolkit.wire.job import Distillation, influence, influence_line
 
     aim = next((known for known in OBJECTIVES if known == objective), None)
     if aim is None:
@@ -219,9 +220,11 @@ def plan(  # noqa: PLR0913 - a command's options
     )
     write_plan(output, made)
     if json:
-        emit_json({"file": output, "plan": msgspec.to_builtins(made)})
+        influenced = {"server_influences_devices": sync.mode != "none"}
+        emit_json({"file": output, "plan": msgspec.to_builtins(made), **influenced})
     else:
         print_plan(made)
+        typer.echo(influence_line(influence(sync, Distillation())))
         typer.echo(f"Written to {output}")
 
 

@@ -73,7 +73,8 @@ class JsonDisplay:
         """See :class:`RunDisplay`."""
         match event:
             case PlanMade(plan=plan):
-                self._line("plan", {"classes": plan.classes, "cuts": plan.cuts, "reasons": plan.reasons})
+                facts = {"classes": plan.classes, "cuts": plan.cuts, "reasons": plan.reasons}
+                self._line("plan", {**facts, "server_influences_devices": bool(plan.influence)})
             case RoundClosed(report=report, cuts=cuts, rounds=rounds):
                 self._line("round", {**msgspec.to_builtins(report), "rounds": rounds, "cuts": dict(cuts)})
             case _:

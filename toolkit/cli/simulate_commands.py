@@ -181,17 +181,20 @@ class _Progress:
 
     def show(self, event: RunEvent) -> None:
         """Say what happened."""
-        from coordinator.events import Ended, Notice, RoundClosed
+        from coordinator.event_lines import traffic
+        from coordinator.events import Ended, Notice, PlanMade, RoundClosed
+        from toolkit.wire.job import influence_line
 
         match event:
+            case PlanMade(plan=plan):
+                self.say(influence_line(plan.influence))
             case RoundClosed(report=report, rounds=rounds):
                 exits = [d.exit_accuracy for d in report.devices if d.exit_accuracy is not None]
                 servers = [d.server_accuracy for d in report.devices if d.server_accuracy is not None]
-                mb = sum(d.n_bytes for d in report.devices) / BYTES_PER_MB
                 void = sum(1 for d in report.devices if d.n_void)
                 self.say(
                     f"round {report.round}/{rounds}: exit {_mean(exits)}, server {_mean(servers)} (own held-out,"
-                    f" mean of {len(exits)} devices); {mb:.1f} MB up; {report.seconds:.1f} s"
+                    f" mean of {len(exits)} devices); {traffic(report)}; {report.seconds:.1f} s"
                     + (f"; {void} late or lost" if void else "")
                 )
             case Notice(text=text):

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from toolkit.config.presets import preset_values
 from toolkit.config.secrets import PASSWORD_VARIABLE
 from toolkit.config.sections import SECTIONS, Document
 from toolkit.config.settings import Origin, OriginKind, Settings
@@ -68,6 +69,7 @@ def load_config(
             value = {**(below if isinstance(below, dict) else {}), given.entry: value}
         values[section][name] = convert_value(given.key, value, given.origin)
         origins[given.key] = given.origin
+    _apply_preset(values["run"], origins)
     document = msgspec.convert(values, Document)
     return Settings(
         fleet=document.fleet,
@@ -76,6 +78,22 @@ def load_config(
         device=document.device,
         origins=origins,
     )
+
+
+def _apply_preset(run: dict[str, Any], origins: dict[str, Origin]) -> None:
+    """Fill in what nobody set by hand; of a strategy's options, entry by entry."""
+    defaults = msgspec.structs.asdict(SECTIONS["run"]())
+    preset = str(run.get("preset", defaults["preset"]))
+    said = preset_values(preset, str(run.get("strategy", defaults["strategy"])))
+    for name, value in said.items():
+        by_hand = run.get(name)
+        if isinstance(value, dict):
+            run[name] = value | (by_hand if isinstance(by_hand, dict) else {})
+        elif f"run.{name}" not in origins:
+            run[name] = value
+        else:
+            continue
+        origins.setdefault(f"run.{name}", Origin("preset", f"run.preset = {preset}"))
 
 
 def user_config_file(env: Mapping[str, str] | None = None) -> Path:

@@ -47,6 +47,13 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the coordinator trains, and how."""
 
+    preset: Annotated[
+        Literal["default", "paper", "best"],
+        Meta(
+            description="recipe for what is not set: default; paper, with nothing beyond it; best, whose rounds are of 5"
+            " steps and whose server influences devices"
+        ),
+    ] = "default"
     model: Annotated[str, Meta(min_length=1, max_length=256, description="network to train")] = "resnet_small"
     model_options: Annotated[
         dict[str, Scalar], Meta(description="options of the network, such as width")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from toolkit.config.sections import Document
 
-OriginKind = Literal["flag", "environment", "file", "user file", "default"]
+OriginKind = Literal["flag", "environment", "file", "user file", "preset", "default"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,3 +124,8 @@ def influence(sync: SyncSpec, from_server: Distillation) -> str:
     if from_server.weight:
         ways.append(f"run.server_logits = {from_server.weight:g}")
     return ", ".join(ways)
+
+
+def influence_line(ways: str) -> str:
+    """Tell people what :func:`influence` found."""
+    return f"server influences devices: {f'yes ({ways})' if ways else 'no'}"
