@@ -20,6 +20,7 @@ from device_agent.service import ServiceManager
 from device_agent.signals import StopSignals, TerminatedError
 from device_agent.telemetry import Reporter
 from device_agent.workbench import Workbench
+from toolkit.arguments import ArgumentParser
 from toolkit.config import Settings, load_config
 from toolkit.errors import FencedError, HseeError, report_error, require
 from toolkit.journal import Level, LogTo, write_line
@@ -77,7 +78,7 @@ FLAGS: tuple[tuple[str, str, str], ...] = (
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="hsee agent start",
         description="Train this board's segment and exit on its own data; send activations to the coordinator.",
         epilog=EXAMPLE,
@@ -120,7 +121,11 @@ def main(argv: list[str] | None = None) -> int:
         argv: words after ``hsee agent start``; by default this process's.
     Returns: the exit status.
     """
-    args = vars(make_parser().parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        args = vars(make_parser().parse_args(words))
+    except HseeError as exc:
+        return report_error(exc, as_json="--json" in words)
     as_json, quiet = args["json"], args["quiet"]
 
     def say(text: str, level: Level = "info") -> None:

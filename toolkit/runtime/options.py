@@ -6,13 +6,13 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.arguments import ArgumentParser
 from toolkit.bundle.manifest import Manifest, VariantName
-from toolkit.errors import UsageError
 from toolkit.runtime.camera import CAMERA
 from toolkit.runtime.cascade import Reply
 from toolkit.runtime.exit_policy import POLICIES
@@ -55,11 +55,6 @@ Connect = Callable[[argparse.Namespace, Manifest], Offloading]
 """Makes the way to the coordinator; the runtime knows no link, so the command line brings it."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[0].upper()}{message[1:]}.", hint=f"See {self.prog} --help.")
-
-
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
@@ -75,7 +70,7 @@ def _seconds(text: str) -> float:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the command's parser."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="hsee infer",
         description="Answer samples with an exported bundle, on this machine; ask a coordinator only if one is named.",
         epilog=_EXAMPLE,
