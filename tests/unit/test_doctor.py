@@ -65,6 +65,11 @@ THROTTLED_NOW, THROTTLED_BEFORE = 0x5, 0x50000
             "power supply",
         ),
         (machine.judge_clock(NOW, NOW - 1e6, synchronised=True), "ok", "set by the network", ""),
+        (machine.judge_clock(NOW, NOW - 1e6, synchronised=False), "warning", "has not set it", "timedatectl"),
+        (machine.judge_storage("/dev/sda1", 10.0, 60.0), "ok", "10.0 MB every 60 s, 14400 MB a day", ""),
+        (machine.judge_storage("/dev/mmcblk0p2", 0.0, 60.0), "ok", "an SD card or eMMC", ""),
+        (machine.judge_storage("/dev/mmcblk0p2", 0.5, 60.0), "ok", "720 MB a day", ""),
+        (machine.judge_storage("/dev/mmcblk0p2", 10.0, 60.0), "warning", "wears out", "checkpoint_every_s"),
         (machine.judge_clock(0.0, NOW, synchronised=None), "failed", "1970-01-01", "timedatectl"),
         (parts.judge_torch_build({"cuda": None}, has_gpu=False), "ok", "CPU", ""),
         (
@@ -170,7 +175,7 @@ def test_doctor_on_this_machine_in_time(capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["success"] is True
     checks = [finding["check"] for finding in told["findings"]]
-    assert checks[:7] == ["system", "python", "environment", "disk", "memory", "heat", "clock"]
+    assert checks[:7] == ["system", "python", "environment", "disk", "storage", "memory", "heat"]
     assert checks[-1] == "data"
     assert all(f["fix"] for f in told["findings"] if f["verdict"] in ("warning", "failed"))
 

@@ -51,7 +51,7 @@ def doctor(
     settings = load_config({"broker.address": broker, "device.data": data})
     root = Path(settings.device.root) if settings.device.root else None
     findings = [
-        *check_machine(Path(settings.fleet.home)),
+        *check_machine(Path(settings.fleet.home), save_every_s=settings.device.checkpoint_every_s),
         *check_parts(),
         *_check_broker(settings),
         *check_data(settings.device.data, root=root),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import struct
+import subprocess
 import sys
 import sysconfig
 import time
@@ -24,6 +25,10 @@ SPARSE_MEMORY_MB = 512
 """Training fits into it at the smallest cuts; inference needs less than half."""
 HOT_C = 80.0
 CLOCK_SLACK_S = 86_400.0
+ASK_S = 3.0
+"""How long a program of the system's may take to answer."""
+CARD_MB_A_DAY = 2000.0
+"""On a card of 16 GB it is its whole size in eight days: cheap ones last a few hundred such rounds."""
 
 _THROTTLED_FILES = (
     "/sys/devices/platform/soc/soc:firmware/get_throttled",
@@ -34,11 +39,12 @@ _HAPPENED_BITS = 16
 _SYNCHRONISED = Path("/run/systemd/timesync/synchronized")
 
 
-def check_machine(home: Path) -> list[Finding]:
+def check_machine(home: Path, *, save_every_s: float) -> list[Finding]:
     """Judge this machine.
 
     Args:
         home: folder of the run folders; may be missing.
+        save_every_s: how often an agent saves its training.
     """
     memory = psutil.virtual_memory()
     return [
@@ -49,11 +55,10 @@ def check_machine(home: Path) -> list[Finding]:
             managed=(Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").exists(),
         ),
         judge_disk(_existing(home), shutil.disk_usage(_existing(home)).free // MB),
+        judge_storage(_device_of(_existing(home)), _save_mb(home), save_every_s),
         judge_memory(memory.total // MB, memory.available // MB),
         judge_heat(_hottest_c(), _throttled()),
-        judge_clock(
-            time.time(), Path(toolkit.__file__).stat().st_mtime, synchronised=_SYNCHRONISED.exists() or None
-        ),
+        judge_clock(time.time(), Path(toolkit.__file__).stat().st_mtime, synchronised=_is_synchronised()),
     ]
 
 
@@ -172,8 +177,70 @@ def judge_clock(now_s: float, files_s: float, *, synchronised: bool | None) -> F
             f"{shown} is before hsee was installed here; certificates will not hold yet",
             "sudo timedatectl set-ntp true, or set it by hand: sudo date -s 'YYYY-MM-DD HH:MM'",
         )
+    if synchronised is False:
+        return Finding(
+            "clock",
+            "warning",
+            f"{shown}, and the system says that the network has not set it",
+            "sudo timedatectl set-ntp true; a board without a battery forgets the time at every power cut.",
+        )
     how = ", set by the network" if synchronised else ""
     return Finding("clock", "ok", f"{shown}{how}")
+
+
+def judge_storage(device: str, save_mb: float, every_s: float) -> Finding:
+    """Judge what training would write to the disk that holds the runs.
+
+    Args:
+        device: of the file system, as the system names it.
+        save_mb: of one save of this board's training; 0 where it has none yet.
+        every_s: how often it saves while it trains.
+    """
+    a_day = save_mb * 86_400 / every_s
+    wear = f"; training saves {save_mb:.1f} MB every {every_s:g} s, {a_day:.0f} MB a day" if save_mb else ""
+    detail = f"{device}{wear}"
+    if not device.startswith("/dev/mmcblk"):
+        return Finding("storage", "ok", detail)
+    if a_day > CARD_MB_A_DAY:
+        return Finding(
+            "storage",
+            "warning",
+            f"{detail}, on an SD card or eMMC, which wears out",
+            "Put [fleet] home on an SSD or a USB disk, or save less often: [device] checkpoint_every_s.",
+        )
+    return Finding("storage", "ok", f"{detail}, an SD card or eMMC: keep a copy of what can't be lost")
+
+
+def _is_synchronised() -> bool | None:
+    """Whether the system has set its clock by the network, as far as it says."""
+    if _SYNCHRONISED.exists():
+        return True
+    program = shutil.which("timedatectl")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "show", "--property=NTPSynchronized", "--value"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ASK_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {"yes": True, "no": False}.get(done.stdout.strip())
+
+
+def _device_of(folder: Path) -> str:
+    """Name the file system that a folder is on; empty where the system does not say."""
+    mounts = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
+    return max(mounts, key=lambda part: len(part.mountpoint)).device if mounts else ""
+
+
+def _save_mb(home: Path) -> float:
+    """Size of the newest save of a training here; 0 where there is none."""
+    saves = sorted(home.glob("*/devices/*/training.safetensors"), key=lambda file: file.stat().st_mtime)
+    return saves[-1].stat().st_size / MB if saves else 0.0
 
 
 def _os_name() -> str:

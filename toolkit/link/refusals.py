@@ -14,6 +14,9 @@ _BAD_CLIENT_ID: Final = 133
 _BAD_LOGIN: Final = 134
 _NOT_AUTHORIZED: Final = 135
 _UNAVAILABLE: Final = 136
+# Of OpenSSL: a certificate that does not hold yet, and one that holds no more.
+_DATE_CODES: Final = (9, 10)
+_CLOCK_HINT: Final = "Is this machine's clock right? Type: date. If it is, the broker's certificate is over: hsee broker renew, and a restart."
 
 
 def connect_error(exc: Exception, address: BrokerAddress, *, timeout_s: float) -> BrokerError:
@@ -22,7 +25,9 @@ def connect_error(exc: Exception, address: BrokerAddress, *, timeout_s: float) -
     if isinstance(exc, ssl.SSLCertVerificationError):
         return BrokerTlsError(
             f"The certificate of {broker} can't be trusted: {exc.verify_message.rstrip('.')}.",
-            hint="Name the authority that signed it (ca_file), and the host as it stands in the certificate.",
+            hint=_CLOCK_HINT
+            if exc.verify_code in _DATE_CODES
+            else "Name the authority that signed it (ca_file), and the host as it stands in the certificate.",
             broker=broker,
         )
     if isinstance(exc, ssl.SSLError):
