@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.profile.conditions import ConditionReader
+from toolkit.profile.power import BoardPower
 from toolkit.profile.schema import Limits
 
 CPU = "sys/devices/system/cpu/cpu0"
@@ -57,6 +58,61 @@ def test_a_board_that_tells_nothing_gets_no_guess(tmp_path: Path):
     assert told.clock_mhz_after is None
     assert told.energy_j is None
     assert (told.cpu_features, told.throttle, told.power) == ((), (), "")
+
+
+def ina219(root: Path, microwatts: int) -> None:
+    write(root, "sys/class/hwmon/hwmon0/name", "cpu_thermal")
+    write(root, "sys/class/hwmon/hwmon1/name", "ina219")
+    write(root, "sys/class/hwmon/hwmon1/power1_input", str(microwatts))
+
+
+def test_power_becomes_energy_by_the_time_it_was_drawn(tmp_path: Path):
+    now = [100.0]
+    ina219(tmp_path, 2_000_000)
+    meter = BoardPower(tmp_path, clock=lambda: now[0], every_s=0)
+    assert meter.energy_j == 0.0
+    now[0] += 3.0
+    meter.sample()
+    ina219(tmp_path, 4_000_000)
+    now[0] += 1.0
+    meter.sample()
+    # 2 W for three seconds, then from 2 to 4 W within one.
+    assert meter.energy_j == pytest.approx(6 + 3)
+    write(tmp_path, "sys/class/hwmon/hwmon1/power1_input", "busy")
+    now[0] += 1.0
+    meter.sample()
+    assert meter.energy_j == pytest.approx(9)
+
+
+def test_a_jetsons_sensor_tells_of_its_supply_and_not_of_its_parts(tmp_path: Path):
+    place = "sys/class/hwmon/hwmon3"
+    write(tmp_path, f"{place}/name", "ina3221")
+    for channel, label, millivolts, milliamps in (
+        (1, "VDD_CPU_GPU_CV", 5000, 400),
+        (2, "VDD_IN", 5000, 1000),
+    ):
+        write(tmp_path, f"{place}/in{channel}_label", label)
+        write(tmp_path, f"{place}/in{channel}_input", str(millivolts))
+        write(tmp_path, f"{place}/curr{channel}_input", str(milliamps))
+    now = [0.0]
+    meter = BoardPower(tmp_path, clock=lambda: now[0], every_s=0)
+    now[0] = 2.0
+    meter.sample()
+    assert meter.energy_j == pytest.approx(10)
+
+
+def test_a_boards_sensor_is_asked_while_it_is_measured(tmp_path: Path):
+    ina219(tmp_path, 3_000_000)
+    reader = ConditionReader(root=tmp_path)
+    told = reader.conditions(copy_bytes_per_s=None)
+    reader.close()
+    assert told.board_energy_j is not None
+    assert told.energy_s is not None
+    assert told.energy_j is None
+    limited = ConditionReader(Limits(cpu_percent=20, memory_mb=64), root=tmp_path)
+    assert limited.conditions(copy_bytes_per_s=None).board_energy_j is None
+    limited.close()
+    assert BoardPower(tmp_path / "nowhere").energy_j is None
 
 
 def test_an_emulated_board_has_not_its_hosts_energy(board: Path):

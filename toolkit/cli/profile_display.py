@@ -252,6 +252,7 @@ def _conditions(c: Conditions) -> list[str]:
         (c.temperature_c_before, "{:.0f} C before"),
         (c.temperature_c_after, "{:.0f} C after"),
         (c.energy_j, "{:.0f} J by the processor"),
+        (c.board_energy_j, "{:.0f} J by the board"),
     )
     said = [text.format(value) for value, text in known if value is not None]
     said += [f"on {c.power}"] if c.power else []

@@ -140,7 +140,7 @@ def _check(
     if not devices:
         raise PlanError("A plan needs at least one device.")
     if not 0 <= slack < float("inf"):
-        raise PlanError(f"The slack is 0 or more, not {slack}.")
+        raise PlanError(f"The slack is 0 or more, not {slack}.", hint="5 % is written 0.05.")
     names = [d.name for d in devices]
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if twice:

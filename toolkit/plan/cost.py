@@ -107,7 +107,7 @@ class ServerInput:
         """How the server's times are known, for people."""
         if self.flop_per_s is None:
             return "step times measured for each cut"
-        source = "assumed" if self.assumed else "given"
+        source = "assumed; on the coordinator, --measure-server measures it" if self.assumed else "given"
         return (
             f"{self.flop_per_s / 1e9:g} GFLOP/s ({source}); a training step is taken as "
             f"{TRAINING_PER_FORWARD} forward passes, as backward costs about twice the forward pass"

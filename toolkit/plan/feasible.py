@@ -32,9 +32,15 @@ class Constraints:
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_share <= 1:
-            raise PlanError(f"The memory share is above 0 and at most 1, not {self.memory_share}.")
+            raise PlanError(
+                f"The memory share is above 0 and at most 1, not {self.memory_share}.",
+                hint="80 % is written 0.8.",
+            )
         if self.deadline_ms is not None and not 0 < self.deadline_ms < math.inf:
-            raise PlanError(f"The deadline is above 0, not {self.deadline_ms / 1e3:g} s.")
+            raise PlanError(
+                f"The deadline is above 0, not {self.deadline_ms / 1e3:g} s.",
+                hint="It is in seconds; without --deadline there is none.",
+            )
         if not 0 <= self.min_exit_accuracy <= 1:
             raise PlanError(
                 f"The least exit accuracy is a share from 0 to 1, not {self.min_exit_accuracy}.",

@@ -14,7 +14,9 @@ from typing import Literal
 import msgspec
 import psutil
 
+from toolkit.profile.power import BoardPower
 from toolkit.profile.schema import BYTES_PER_MB, Conditions, Limits
+from toolkit.runtime.energy import EnergyMeter
 
 FEATURES = frozenset(
     {
@@ -36,7 +38,7 @@ FEATURES = frozenset(
 """The CPU features that ML kernels choose by."""
 PI_THROTTLE = Path("sys/devices/platform/soc/soc:firmware/get_throttled")
 PI_REASONS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
-RAPL = "sys/class/powercap/intel-rapl:*"
+RAPL = "sys/class/powercap"
 
 
 @dataclass
@@ -53,26 +55,37 @@ class ConditionReader:
 
     def __post_init__(self) -> None:
         self._began_s = time.monotonic()
-        self._energy_uj = self._energies()
+        # Neither is an emulated board's: the host would be told.
+        self._processor_meter = EnergyMeter(self.root / RAPL) if self.limits is None else None
+        self._power_meter = BoardPower(self.root) if self.limits is None else None
         self._events = self._throttle_events()
         self._before = self._now()
 
     def conditions(self, *, copy_bytes_per_s: float | None) -> Conditions:
         """Describe the board over the time since this reader was made."""
         after = self._now()
-        energy_j, energy_s = None, None
-        if self._energy_uj is not None and self.limits is None:
-            energy_j = self._energy_since(self._energy_uj)
-            energy_s = round(time.monotonic() - self._began_s, 1) if energy_j is not None else None
+        energy_j = board_energy_j = None
+        if self._processor_meter is not None:
+            energy_j = self._processor_meter.joules()
+        if self._power_meter is not None:
+            self._power_meter.sample()
+            board_energy_j = self._power_meter.energy_j
+        is_told = energy_j is not None or board_energy_j is not None
         return msgspec.structs.replace(
             self._before,
             copy_bytes_per_s=copy_bytes_per_s,
             clock_mhz_after=after.clock_mhz_before,
             temperature_c_after=after.temperature_c_before,
             throttle=tuple(sorted({*self._before.throttle, *after.throttle, *self._new_events()})),
-            energy_j=energy_j,
-            energy_s=energy_s,
+            energy_j=None if energy_j is None else round(energy_j, 2),
+            board_energy_j=None if board_energy_j is None else round(board_energy_j, 2),
+            energy_s=round(time.monotonic() - self._began_s, 1) if is_told else None,
         )
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._power_meter is not None:
+            self._power_meter.close()
 
     def _now(self) -> Conditions:
         free_mb = psutil.virtual_memory().available / BYTES_PER_MB
@@ -137,32 +150,6 @@ class ConditionReader:
         if battery is not None and self._text(f"{battery.relative_to(self.root)}/status") == "Discharging":
             return "battery"
         return ""
-
-    def _energies(self) -> dict[str, float] | None:
-        """Energy counters of the processor packages, microjoules; None where none can be read."""
-        found = {}
-        for zone in self.root.glob(RAPL):
-            # A zone with two numbers is a part of another one.
-            if zone.name.count(":") == 1:
-                reading = self._number(str(zone.relative_to(self.root) / "energy_uj"))
-                if reading is not None:
-                    found[zone.name] = reading
-        return found or None
-
-    def _energy_since(self, before: dict[str, float]) -> float | None:
-        now = self._energies()
-        if now is None or now.keys() != before.keys():
-            return None
-        total_uj = 0.0
-        for zone, start in before.items():
-            used = now[zone] - start
-            if used < 0:
-                most = self._number(f"sys/class/powercap/{zone}/max_energy_range_uj")
-                if most is None:
-                    return None
-                used += most
-            total_uj += used
-        return round(total_uj / 1e6, 2)
 
     def _number(self, name: str) -> float | None:
         try:

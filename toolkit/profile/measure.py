@@ -227,7 +227,10 @@ def measure(
         if work.rows or inference:
             raise MeasureInterruptedError(profile(partial=True)) from exc
         raise
-    return profile(partial=False)
+    else:
+        return profile(partial=False)
+    finally:
+        reader.close()
 
 
 def measure_server(

@@ -87,6 +87,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
         copy_bytes_per_s: memory read plus written by a large copy.
         throttle: why the processor was held back before or after, in the system's words.
         energy_j: of the processor, over all measurements (RAPL); ``energy_s`` is how long they took.
+        board_energy_j: of the whole board over the same time, where a sensor in its supply tells (INA219, INA3221).
     """
 
     free_memory_mb: float | None = None
@@ -101,6 +102,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     power: Literal["mains", "battery", ""] = ""
     energy_j: float | None = None
     energy_s: float | None = None
+    board_energy_j: float | None = None
 
 
 class InferenceRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,6 +257,7 @@ COMMENTS = {
     "link.provenance": "measured | assumed",
     "conditions.copy_bytes_per_s": "read plus written",
     "conditions.energy_j": "of the processor, over energy_s seconds",
+    "conditions.board_energy_j": "of the whole board, over energy_s seconds",
     "link.up_bytes_per_s": "device to coordinator",
     "link.rtt_ms": "of a small message, to the broker and back",
     "link.transfers.payload_bytes": "one batch at a cut",
