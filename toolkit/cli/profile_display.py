@@ -56,8 +56,8 @@ def _done(row: CutRow | InferenceRow) -> str:
     if isinstance(row, CutRow):
         if row.unmeasured:
             return f"{name}: counted, not measured"
-        return f"{name}: {row.step_ms_mean:.3g} ms a step"
-    return f"{name}: {row.ms_mean:.3g} ms a sample"
+        return f"{name}: {duration(row.step_ms_mean)} a step"
+    return f"{name}: {duration(row.ms_mean)} a sample"
 
 
 def print_profile(made: Profile) -> None:

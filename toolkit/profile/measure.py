@@ -41,7 +41,7 @@ from toolkit.profile.schema import (
 )
 from toolkit.wire.job import ModelSpec, Name
 
-BUDGET_S = 140.0
+BUDGET_S = 120.0
 """For all cuts together; the link takes up to half a minute more, and three minutes are the promise."""
 CHILD = (sys.executable, "-m", "toolkit.profile.child")
 OnRow = Callable[[CutRow | InferenceRow, int], None]
