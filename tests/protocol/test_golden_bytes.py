@@ -251,7 +251,11 @@ LOWERED_FRAMES = {
     ),
 }
 WORDS = [
-    (BridgeWord("online", "run1", 2), b'{"state":"online","run":"run1","term":2}', read_bridge_word),
+    (
+        BridgeWord("online", "run1", 2),
+        b'{"state":"online","run":"run1","term":2,"ended":""}',
+        read_bridge_word,
+    ),
     (
         DeviceWord("offline", "00112233445566778899aabbccddeeff"),
         b'{"state":"offline","boot_nonce":"00112233445566778899aabbccddeeff"}',
@@ -305,6 +309,10 @@ def test_a_payload_is_written_and_read_as_it_was(codec):
 def test_a_word_is_written_and_read_as_it_was(word, golden, read):
     assert encode_word(word) == golden
     assert read(golden) == word
+
+
+def test_a_word_from_before_a_key_was_added_is_read():
+    assert read_bridge_word(b'{"state":"online","run":"run1","term":2}') == BridgeWord("online", "run1", 2)
 
 
 def test_the_layout_is_the_one_of_the_written_protocol():
