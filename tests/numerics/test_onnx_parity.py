@@ -288,16 +288,16 @@ def test_exits_that_the_server_trained_are_the_middle_of_a_full_bundle(server, t
     spec, network, _ = server
     x, _, h, _ = held_folder(tmp_path / "held", model=spec, cut="hidden1")
     heads = build_server_exits(
-        network, spec, ["hidden2", "hidden3"], exit_head="pooled", seed=5, behind="hidden1"
+        network, spec, ["hidden2", "hidden4"], exit_head="pooled", seed=5, behind="hidden1"
     )
     suffix = take_suffix_with(network, "hidden1", heads).eval()
-    weights = ServerWeights(suffix.state_dict(), "the coordinator", exits=["hidden2", "hidden3"])
+    weights = ServerWeights(suffix.state_dict(), "the coordinator", exits=["hidden2", "hidden4"])
     report = export_held(tmp_path / "held", tmp_path / "bundle", server=weights, full=True)
     assert [(s.exit, s.stages) for s in report.segments] == [
         ("hidden1", ("hidden1",)),
         ("hidden2", ("hidden2",)),
-        ("hidden3", ("hidden3",)),
-        ("final", ("hidden4",)),
+        ("hidden4", ("hidden3", "hidden4")),
+        ("final", ("classifier",)),
     ]
     assert max(s.parity.max_difference for s in report.segments) <= 1e-4
     with torch.no_grad():
@@ -306,12 +306,12 @@ def test_exits_that_the_server_trained_are_the_middle_of_a_full_bundle(server, t
     bundle = open_bundle(tmp_path / "bundle")
     chain = load_chain(bundle)
     _, *behind = exits_of_bundle(chain, bundle, x)
-    for name, logits in zip(["hidden2", "hidden3", "final"], behind, strict=True):
+    for name, logits in zip(["hidden2", "hidden4", "final"], behind, strict=True):
         np.testing.assert_allclose(logits, by_exit[name].numpy(), atol=1e-4)
     # A deeper device takes those behind its own cut, and no others.
     held_folder(tmp_path / "deeper", model=spec, cut="hidden2", n_held=20)
     deeper = export_held(tmp_path / "deeper", tmp_path / "other", server=weights, full=True)
-    assert [s.exit for s in deeper.segments] == ["hidden2", "hidden3", "final"]
+    assert [s.exit for s in deeper.segments] == ["hidden2", "hidden4", "final"]
     # Without --full nothing of the server's leaves it but the reference's logits.
     alone = export_held(tmp_path / "held", tmp_path / "alone", server=weights)
     assert [s.exit for s in alone.segments] == ["hidden1"]

@@ -353,8 +353,7 @@ def _reference_origin(trained: Trained, reference: Logits | None) -> str:
 
 
 def _manifest(trained: Trained, chain: list[_Made], data: Samples) -> Manifest:
-    rest = trained.rest
-    shape = activation_shape(trained.pieces[-1].stages, chain[-1].record.input.shape)
+    rest, onward = trained.rest, chain[-1].record.activations
     return Manifest(
         class_names=trained.classes,
         input_shape=trained.input_shape,
@@ -363,7 +362,7 @@ def _manifest(trained: Trained, chain: list[_Made], data: Samples) -> Manifest:
         ),
         segments=[made.record for made in chain],
         provenance=trained.provenance,
-        n_macs_beyond=0 if rest is None else count_macs(rest, shape),
+        n_macs_beyond=0 if rest is None or onward is None else count_macs(rest, onward.shape),
     )
 
 
