@@ -15,11 +15,13 @@ from coordinator.serving import Server
 from device_agent import asker as asker_module
 from device_agent.asker import Asker
 from tests.numerics.fleet import RUN, Fleet, Member, local_data, patterns
+from tests.numerics.fleet import TOPICS as TOPICS_OF_FLEET
 from toolkit.bundle.folder import open_bundle
 from toolkit.config import Run
 from toolkit.errors import BundleError
 from toolkit.export.onnx import export_held
 from toolkit.link.base import Connected, Received
+from toolkit.link.memory import MemoryLink
 from toolkit.link.mqtt import MqttLink
 from toolkit.nn.cut import take_suffix
 from toolkit.nn.weights import load_tensors
@@ -28,7 +30,7 @@ from toolkit.runtime.cascade import Cascade
 from toolkit.wire import chunks, frames, questions
 from toolkit.wire.job import ModelSpec
 from toolkit.wire.limits import MAX_MESSAGE_BYTES
-from toolkit.wire.messages import Declined
+from toolkit.wire.messages import Chunk, Declined
 from toolkit.wire.topics import Topics
 
 pytestmark = pytest.mark.needs_mosquitto
@@ -288,3 +290,47 @@ def test_a_bundle_that_nobody_could_answer_for_says_so(mosquitto, trained):
         asking(mosquitto, trained, "ant", origin=nameless),
     ):
         pass
+
+
+def test_answering_while_training_changes_nothing_of_the_training(tmp_path):
+    """Two runs of one seed: in one a board asks again and again, of every round that is closed."""
+    made = {}
+    for name in ("asked", "left alone"):
+        folder = tmp_path / name
+        members = [
+            Member(device, cut, local_data(*patterns(48, SHAPE, seed=len(cut)), classes=["a", "b", "c"]))
+            for device, cut in CUTS.items()
+        ]
+        clock = time.monotonic
+        service = OffloadService(
+            RUN, topics=TOPICS_OF_FLEET, routes=Routes(folder / "run" / "checkpoints"), clock=clock
+        )
+        with Fleet(folder, members, SETTINGS, services=(service,)) as fleet:
+            asker = MemoryLink(fleet.hub, "ant.infer")
+            asker.start()
+            asker.subscribe(TOPICS_OF_FLEET.answer("ant"))
+            fleet.start()
+            n_asked = 0
+            while not (fleet.coordinator.over and all(m.agent.over for m in members)):
+                if name == "asked" and fleet.round() > 1:
+                    n_asked += 1
+                    ask_once(asker, n_asked)
+                fleet.sweep()
+            heard = [frames.decode(e.payload)[0] for e in asker.poll(0) if isinstance(e, Received)]
+        made[name] = fleet.server()
+        assert service.n_answered == len([one for one in heard if isinstance(one, Chunk)])
+        assert (service.n_answered > 10) == (name == "asked")
+        assert {type(one) for one in heard} <= {Chunk}
+    assert made["asked"].keys() == made["left alone"].keys()
+    for name, tensor in made["asked"].items():
+        assert torch.equal(tensor, made["left alone"][name]), name
+
+
+def ask_once(link, n):
+    address = questions.AskAddress(
+        boot_nonce=bytes(16), device="ant", run=RUN, cut="hidden1", round=1, origin=bytes(32)
+    )
+    h = np.random.default_rng(n).normal(size=(3, 16)).astype(np.float32)
+    frame = questions.encode_ask(address, h, "float32", n=n, ttl_ms=60_000)
+    for chunk in chunks.split(frame, payload_id=n.to_bytes(16), chunk_bytes=4096):
+        link.publish(TOPICS_OF_FLEET.ask("ant"), chunk, qos=0)

@@ -16,6 +16,7 @@ from toolkit.bundle.signature import (
     Statement,
     encode_signature,
     new_release,
+    read_public_key,
     signed_bytes,
 )
 from toolkit.disk import PRIVATE, write_atomically
@@ -87,7 +88,8 @@ class OperatorKey:
             raise _no_key(path) from exc
         if not isinstance(key, Ed25519PrivateKey):
             raise _no_key(path)
-        return cls(key, path.stem)
+        public = public_file(path)
+        return cls(key, read_public_key(public).comment if public.exists() else path.stem)
 
     @property
     def public(self) -> PublicKey:

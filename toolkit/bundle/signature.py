@@ -111,7 +111,7 @@ def check_signature(bundle: Bundle, key: PublicKey) -> Statement:
     if content is None:
         raise BundleSignatureError(
             f"{where} is not signed, and this board takes only what {key.name} signed ({key.origin}).",
-            hint="Sign it where the operator's key is: hsee bundle sign",
+            hint="Sign it where the operator's key is, with hsee bundle sign.",
             key=key.name,
         )
     line, _, rest = content.partition(b"\n")
@@ -122,7 +122,7 @@ def check_signature(bundle: Bundle, key: PublicKey) -> Statement:
     if not verify(key.content, signed_bytes(line), signature):
         raise BundleSignatureError(
             f"{where} was not signed by {key.name}, whom this board trusts ({key.origin}).",
-            hint="Don't use it unless you know where it comes from. Another operator's key: hsee bundle trust",
+            hint="Don't use it unless you know where it comes from. Another operator's key is pinned with hsee bundle trust.",
             key=key.name,
         )
     try:
