@@ -79,6 +79,30 @@ def test_in_memory_and_over_a_broker_it_comes_to_the_same_weights(strategy, scen
     assert mqtt.wall_s is None
 
 
+BEYOND = {
+    "client_sync": "prefix",
+    "sync_momentum": "average",
+    "sync_codec": "float16+zstd",
+    "round_steps": 3,
+    "eval_every": 2,
+    "all_exits": True,
+    "self_distillation": 0.3,
+    "server_logits": 0.5,
+    "server_exits": ["hidden2"],
+}
+
+
+def test_so_it_does_when_the_server_influences_devices(scenario, tmp_path):
+    scenario = with_run(scenario, rounds=4, strategy="averaging", **BEYOND)
+    memory = run(scenario, tmp_path / "memory")
+    mqtt = run(msgspec.structs.replace(scenario, transport="mqtt"), tmp_path / "mqtt")
+    assert digests(memory) == digests(mqtt)
+    alone = run(with_run(scenario, client_sync="none", server_logits=0.0), tmp_path / "alone")
+    for with_server, without in zip(memory.devices, alone.devices, strict=True):
+        assert with_server.digest != without.digest
+        assert with_server.down_bytes > without.down_bytes + 3000
+
+
 def test_the_devices_learn_the_same_under_every_strategy_and_the_server_does_not(scenario, tmp_path):
     found = {
         name: digests(run(with_run(scenario, strategy=name), tmp_path / name))
@@ -105,10 +129,11 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize(
     ("strategy", "options"),
-    [("sequential", {}), ("averaging", {"momentum": "keep", "bn": "pooled"}), ("consolidated", {})],
+    [("sequential", {}), ("averaging", {"momentum": "keep", "bn": "pooled"}), ("consolidated", BEYOND)],
 )
 def test_a_simulation_that_was_cut_off_comes_to_what_it_would_have(strategy, options, scenario, tmp_path):
-    scenario = with_run(scenario, strategy=strategy, strategy_options=options, rounds=4)
+    beyond = options if options is BEYOND else {"strategy_options": options}
+    scenario = with_run(scenario, strategy=strategy, rounds=4, **beyond)
     through = run(scenario, tmp_path / "through")
 
     def cut_off(event):
