@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
 from coordinator.rounds import RoundReport
 from toolkit.wire.job import influence_line
@@ -24,6 +26,11 @@ def traffic(report: RoundReport) -> str:
     return f"{up:.1f} MB up{of_weights}"
 
 
+def _others(shares: Collection[float]) -> str:
+    """The other exits on the same side of the cut, input first."""
+    return f" ({', '.join(map(percent, shares))})" if shares else ""
+
+
 def lines_of(event: RunEvent) -> list[str]:
     """Tell an event in words."""
     match event:
@@ -35,7 +42,8 @@ def lines_of(event: RunEvent) -> list[str]:
             return [f"classes: {', '.join(plan.classes)}", influence_line(plan.influence), *cuts]
         case RoundClosed(report=report, cuts=_, rounds=rounds):
             cells = "; ".join(
-                f"{d.device} exit {percent(d.exit_accuracy)} server {percent(d.server_accuracy)}"
+                f"{d.device} exit {percent(d.exit_accuracy)}{_others(d.shallow_accuracy)}"
+                f" server {percent(d.server_accuracy)}{_others(d.server_exit_accuracy.values())}"
                 + (f" ({d.n_void} void)" if d.n_void else "")
                 for d in report.devices
             )

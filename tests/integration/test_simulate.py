@@ -97,6 +97,9 @@ def test_so_it_does_when_the_server_influences_devices(scenario, tmp_path):
     memory = run(scenario, tmp_path / "memory")
     mqtt = run(msgspec.structs.replace(scenario, transport="mqtt"), tmp_path / "mqtt")
     assert digests(memory) == digests(mqtt)
+    exits = [sorted(device.exits) for device in memory.devices]  # cut after hidden1, hidden2, hidden1
+    assert exits == [["hidden2"], ["hidden1"], ["hidden2"]]
+    assert all(0 <= a.own <= 1 and a.common is not None for d in memory.devices for a in d.exits.values())
     alone = run(with_run(scenario, client_sync="none", server_logits=0.0), tmp_path / "alone")
     for with_server, without in zip(memory.devices, alone.devices, strict=True):
         assert with_server.digest != without.digest

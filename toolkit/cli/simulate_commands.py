@@ -323,6 +323,7 @@ def _conclude(
         title=f"seed {results[0].seed}, {results[0].trained}, {results[0].rounds} rounds, last state",
     )
     _print_summary(summary, results[0])
+    _print_exits(results[0])
     _print_thresholds(results)
     say_pictures(drawn)
     typer.echo(f"Everything is in {folder}")
@@ -369,6 +370,17 @@ def _early(point: InferencePoint | None, *, common: bool) -> list[str]:
         return ["-", "-", "-"]
     shared = [f"{point.exit_rate:.1%}", f"{point.drop:+.2f}"]
     return [*shared, f"{point.accuracy:.1%}"] if common else [f"{point.threshold:.4f}", *shared]
+
+
+def _print_exits(first: SeedResult) -> None:
+    """Tell of exits besides those at the cuts, stage by stage."""
+    for stage in dict.fromkeys(stage for device in first.devices for stage in device.exits):
+        held = [device.exits[stage] for device in first.devices if stage in device.exits]
+        common = [accuracy.common for accuracy in held if accuracy.common is not None]
+        typer.echo(
+            f"seed {first.seed}, exit at {stage}, mean of {len(held)} devices: own"
+            f" {_mean([accuracy.own for accuracy in held])}, common {_mean(common)}"
+        )
 
 
 def _with_spread(share: Spread) -> str:

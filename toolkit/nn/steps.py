@@ -154,7 +154,7 @@ def device_step(
     """
     model.set_training(True)
     with seeded(seed):
-        h, logits = _through_segment(model, x)
+        h, logits = through_segment(model, x)
     losses = [cross_entropy(of_exit, y) for of_exit in logits]
     objective = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
     if among_exits.weight and len(logits) > 1:
@@ -174,7 +174,7 @@ def device_remake(model: DeviceModel, x: torch.Tensor, y: torch.Tensor, *, seed:
     buffers = {name: b.clone() for name, b in model.modules.named_buffers()}
     model.set_training(True)
     with seeded(seed):
-        h, logits = _through_segment(model, x)
+        h, logits = through_segment(model, x)
     for name, buffer in model.modules.named_buffers():
         buffer.copy_(buffers[name])
     return _forward(h, logits, y, loss=cross_entropy(logits[-1], y).item())
@@ -184,7 +184,7 @@ def device_remake(model: DeviceModel, x: torch.Tensor, y: torch.Tensor, *, seed:
 def device_eval(model: DeviceModel, x: torch.Tensor, y: torch.Tensor) -> Forward:
     """Pass held-out samples through segment and exits in eval mode."""
     model.set_training(False)
-    h, logits = _through_segment(model, x)
+    h, logits = through_segment(model, x)
     return _forward(h, logits, y, loss=cross_entropy(logits[-1], y).item())
 
 
@@ -213,7 +213,7 @@ def _among(logits: Sequence[torch.Tensor], spec: Distillation) -> torch.Tensor:
     return torch.stack([distillation(*pair, spec) for pair in pairs]).sum() / (len(logits) - 1)
 
 
-def _through_segment(model: DeviceModel, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def through_segment(model: DeviceModel, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Activations at the cut, and the logits of every exit, shallow first."""
     h, logits = x, []
     for stage, module in model.segment.named_children():
@@ -289,7 +289,7 @@ def mixed_server_step(
     with seeded(seed):
         for suffix, h, y in parts:
             suffix.train()
-            logits, exits = _through_suffix(suffix, h)
+            logits, exits = through_suffix(suffix, h)
             loss = objective = cross_entropy(logits, y)
             for of_exit in exits.values():
                 objective = objective + exit_weight * cross_entropy(of_exit, y)
@@ -304,11 +304,12 @@ def mixed_server_step(
 def server_eval(suffix: nn.Module, h: torch.Tensor, y: torch.Tensor) -> dict[str, int]:
     """Count the held-out samples classified right: under "server" at the classifier, under its stage at each exit."""
     suffix.eval()
-    logits, exits = _through_suffix(suffix, h)
+    logits, exits = through_suffix(suffix, h)
     return {route: _n_correct(z, y) for route, z in {SERVER_ROUTE: logits, **exits}.items()}
 
 
-def _through_suffix(suffix: nn.Module, h: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def through_suffix(suffix: nn.Module, h: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The classifier's logits (B, K), and those of every exit on the way by its stage."""
     return suffix.with_exits(h) if isinstance(suffix, SuffixWithExits) else (suffix(h), {})
 
 

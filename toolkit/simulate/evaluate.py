@@ -14,9 +14,10 @@ from torch import nn
 
 from coordinator.checkpoints import Checkpoints
 from device_agent.trainer import TAKEN
-from toolkit.nn.cut import take_suffix
+from toolkit.nn.cut import depth_of
 from toolkit.nn.datasets import Dataset
-from toolkit.nn.steps import build_device_model
+from toolkit.nn.server_exits import build_server_exits, take_suffix_with
+from toolkit.nn.steps import DeviceModel, build_device_model, through_segment, through_suffix
 from toolkit.nn.weights import load_tensors, load_training_state
 from toolkit.nn.zoo import build_network
 from toolkit.runtime.preprocess import normalise
@@ -26,6 +27,7 @@ from toolkit.simulate.results import Accuracy
 from toolkit.wire import tensors
 from toolkit.wire.job import Job
 
+AT_STAGE = "at "
 EVAL_BATCH = 256
 
 
@@ -57,13 +59,18 @@ class DeviceAnswers:
     common: Answers | None
 
     def accuracy(self) -> dict[str, Accuracy]:
-        """Accuracy by route."""
-        return {
-            route: Accuracy(
-                self.own.accuracy(route), None if self.common is None else self.common.accuracy(route)
-            )
-            for route in self.own.logits
-        }
+        """Accuracy by route, of the exit at the cut and of the end."""
+        return {route: self._of(route) for route in self.own.logits if not route.startswith(AT_STAGE)}
+
+    def exits(self) -> dict[str, Accuracy]:
+        """Accuracy of every other exit on the device's route, by its stage, input first."""
+        others = [route for route in self.own.logits if route.startswith(AT_STAGE)]
+        return {route.removeprefix(AT_STAGE): self._of(route) for route in others}
+
+    def _of(self, route: str) -> Accuracy:
+        return Accuracy(
+            self.own.accuracy(route), None if self.common is None else self.common.accuracy(route)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ class EvaluatedRun:
     """A run's devices.
 
     Attributes:
-        answers: by device; routes are "exit" and "server".
+        answers: by device; routes are "exit" and "server", and ``AT_STAGE`` and its stage for every exit besides.
         jobs: by device.
         activation_shapes: of one sample at a device's cut, by device.
         digests: SHA-256 of the parameters and buffers of each device, and ``server_digest`` of the server.
@@ -97,7 +104,16 @@ def evaluate_run(path: Path, data: FleetData, *, compute: torch.device | str = "
     state, theta = newest.state(), newest.tensors()
     weights = {name: tensor for name, tensor in theta.items() if not name.startswith("momentum/")}
     network = build_network(state.common.model, seed=state.common.seed)
-    suffixes = {cut: take_suffix(network, cut) for cut in set(state.cuts.values())}
+    cuts = set(state.cuts.values())
+    heads = build_server_exits(
+        network,
+        state.common.model,
+        state.server.exits,
+        exit_head=state.server.exit_head,
+        seed=state.common.seed,
+        behind=min(cuts, key=lambda cut: depth_of(network, cut)),
+    )
+    suffixes = {cut: take_suffix_with(network, cut, heads) for cut in cuts}
     for suffix in suffixes.values():
         suffix.load_state_dict({name: weights[name] for name in suffix.state_dict()})
         suffix.to(compute)
@@ -119,7 +135,7 @@ def evaluate_run(path: Path, data: FleetData, *, compute: torch.device | str = "
             load_training_state(model.modules, model.optimizer, trained)
         digests[device] = digest_of(model.modules.state_dict())
         model.modules.to(compute)
-        route = SplitRoute(model.segment, model.exit_head, suffixes[job.cut], job.codec)
+        route = SplitRoute(model, suffixes[job.cut], job.codec)
         found[device] = answers_of(route, prepare(data.devices[device].held_out, job), common)
     return EvaluatedRun(found, state.jobs, state.activation_shapes, digests, digest_of(weights))
 
@@ -153,23 +169,25 @@ def prepare(dataset: Dataset, job: Job) -> Samples:
 
 
 class SplitRoute(nn.Module):
-    """A device's exit, and the server's layers behind its segment: both from one pass through the segment.
+    """A device's exits, and the server's layers behind its segment: all from one pass.
 
     Args:
-        segment: of the device, and ``exit_head`` likewise.
-        suffix: of the server.
+        model: of the device.
+        suffix: of the server, with exits on the way or without.
         codec: that activations travel through.
     """
 
-    def __init__(self, segment: nn.Module, exit_head: nn.Module, suffix: nn.Module, codec: str) -> None:
+    def __init__(self, model: DeviceModel, suffix: nn.Module, codec: str) -> None:
         super().__init__()
-        self._segment, self._exit_head, self._suffix = segment, exit_head, suffix
+        self._model, self._modules_of_device, self._suffix = model, model.modules, suffix
         self._carried = Carried(codec)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, ...) to logits (B, K) a route."""
-        h = self._segment(x)
-        return {"exit": self._exit_head(h), "server": self._suffix(self._carried(h))}
+        h, (*shallow, at_cut) = through_segment(self._model, x)
+        end, behind = through_suffix(self._suffix, self._carried(h))
+        others = {**dict(zip(self._model.shallow_heads, shallow, strict=True)), **behind}
+        return {"exit": at_cut, "server": end, **{AT_STAGE + stage: z for stage, z in others.items()}}
 
 
 class NamedRoute(nn.Module):

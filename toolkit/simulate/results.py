@@ -27,6 +27,7 @@ class DeviceResult(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cut: "whole" where it trains the whole network, "none" where it trains nothing.
         accuracy: by route: "exit", "server", or "whole" for a whole network; of the last state.
+        exits: likewise by stage of every exit besides that at the cut, on the device and at the server.
         up_bytes: payloads it sent, all messages; ``down_bytes`` likewise received.
         compute_s: virtual.
         digest: SHA-256 of its weights.
@@ -41,6 +42,7 @@ class DeviceResult(msgspec.Struct, frozen=True, kw_only=True):
     down_bytes: int
     compute_s: float
     digest: str
+    exits: dict[str, Accuracy] = {}
 
 
 class InferencePoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -100,6 +100,7 @@ def _run_fleet(scenario: Scenario, data: FleetData, path: Path, observe: Observe
                 n_train=len(own.train),
                 n_held_out=len(own.held_out),
                 accuracy=evaluated.answers[name].accuracy(),
+                exits=evaluated.answers[name].exits(),
                 up_bytes=meters.up_bytes[name],
                 down_bytes=meters.down_bytes[name],
                 compute_s=meters.device_s[name],
