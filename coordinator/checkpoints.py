@@ -17,7 +17,7 @@ import msgspec
 
 from coordinator.run_record import place_of
 from coordinator.server_spec import ServerSpec
-from toolkit.disk import SYSTEM_DISK, Disk
+from toolkit.disk import SYSTEM_DISK, Disk, make_folder_durably
 from toolkit.errors import CheckpointError, writing
 from toolkit.failpoints import failpoint
 from toolkit.wire.job import Job, Scalar
@@ -201,12 +201,14 @@ class Checkpoints:
     def __init__(self, folder: Path, *, disk: Disk = SYSTEM_DISK) -> None:
         self._folder = folder
         self._disk = disk
+        make_folder_durably(folder, disk=disk)
         with writing(folder):
-            disk.make_folder(folder)
-            disk.sync_folder(folder.parent)
             for name in disk.names(folder):
                 if name.endswith(".new"):
                     disk.remove(folder / name)
+            # A power cut brings back what was dropped. It must not count again once a newer one is passed over:
+            # the watermark would fall.
+            self._drop_old()
 
     def kept(self) -> list[Generation]:
         """The generations that count, oldest first."""
@@ -247,10 +249,13 @@ class Checkpoints:
             disk.rename(beside, place)
             failpoint("coordinator.renamed")
             disk.sync_folder(self._folder)
-            kept = {generation.path.name for generation in self.kept()}
-            for name in disk.names(self._folder):
-                if place_of(name) is not None and name not in kept:
-                    disk.remove(self._folder / name)
+            self._drop_old()
+
+    def _drop_old(self) -> None:
+        kept = {generation.path.name for generation in self.kept()}
+        for name in self._disk.names(self._folder):
+            if place_of(name) is not None and name not in kept:
+                self._disk.remove(self._folder / name)
 
     def _next_number(self) -> int:
         """No number comes twice, whatever became of the generation that had it."""

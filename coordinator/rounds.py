@@ -410,7 +410,8 @@ class RoundLoop:
         Returns: the device, if there is one.
         """
         device = self._strategy.turn(self._view())
-        if device is None or self.devices[device].postponed:
+        others_owe = any(not held.complete for name, held in self.devices.items() if name != device)
+        if device is None or self.devices[device].postponed or not others_owe:
             self._turn = None
             return None
         if self._turn is None or self._turn[0] != device:

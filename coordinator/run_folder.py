@@ -33,7 +33,7 @@ from coordinator.run_record import (
     Status,
     record_of,
 )
-from toolkit.disk import SYSTEM_DISK, Disk, write_atomically
+from toolkit.disk import SYSTEM_DISK, Disk, make_folder_durably, write_atomically
 from toolkit.errors import CheckpointError, RunError, writing
 from toolkit.failpoints import failpoint
 from toolkit.wire.seats import MAX_SUPERSEDED
@@ -60,6 +60,7 @@ class RunFolder:
             f"Another coordinator is at work in {path}.",
             hint="Stop it first, or start a run of another name.",
         )
+        make_folder_durably(path, disk=disk)
         self._lock = disk.hold(path / "lock", taken=taken)
         try:
             self.record = self._read_record(run)
@@ -172,8 +173,7 @@ class RunFolder:
 
     def _write(self, name: str, content: bytes) -> Path:
         path = self.path / name
-        with writing(path):
-            self.disk.make_folder(path.parent)
+        make_folder_durably(path.parent, disk=self.disk)
         write_atomically(path, content, disk=self.disk)
         return path
 

@@ -56,6 +56,8 @@ OFFLINE_GRACE_S = 30.0
 """A device known to be offline holds a round up no longer than this."""
 NEWCOMER_S = 10.0
 """A coordinator that hears another run's coordinator answer so soon after it came gives way to it."""
+FAREWELL_S = 60.0
+"""A run that is done waits so long for a broker that is away, to tell its devices."""
 RESTATE_S = 5.0
 """A coordinator answers the words of others in its fleet with its own no more often than so."""
 SCRATCH = "scratch"
@@ -338,18 +340,18 @@ class Coordinator:
         if underway.state.open is not None:
             underway.loop.reopen(self._clock(), underway.state.open)
             self._tell_everybody()
-        elif underway.loop.round >= underway.state.common.rounds:
-            self._finish(underway)
-        else:
+        elif not self._is_done(underway):
             self._open_round(underway)
 
     # Rounds
 
     def _next_round(self, underway: Underway, now: float) -> bool:
-        """Open the next round once a device is here for it; whether it is open.
+        """Open the next round once a device is here for it, or end the run; whether it did.
 
         Raises: PartialError: none came for so long that the run ends.
         """
+        if self._is_done(underway):
+            return self._finish(underway, now)
         if self._roll.is_anybody_here:
             self._open_round(underway)
             return True
@@ -368,8 +370,15 @@ class Coordinator:
                 loop.excuse(device, "left")
         self._tell_everybody()
 
-    def _finish(self, underway: Underway) -> None:
+    def _is_done(self, underway: Underway) -> bool:
+        return underway.loop.round >= underway.state.common.rounds
+
+    def _finish(self, underway: Underway, now: float) -> bool:
+        """End the run where devices can be told of it, or when the broker has been away for long."""
+        if not self.is_connected and now - self._committed_at < FAREWELL_S:
+            return False
         self.end("finished", f"All {underway.loop.round} rounds are done.")
+        return True
 
     def _close_round(self, underway: Underway, now: float, reason: str) -> None:
         loop = underway.loop
@@ -383,8 +392,8 @@ class Coordinator:
         self._observe(RoundClosed(report, underway.state.cuts, underway.state.common.rounds))
         for text in self._advisor.round_over():
             self._observe(Notice(text))
-        if loop.round >= underway.state.common.rounds:
-            self._finish(underway)
+        if self._is_done(underway):
+            self._finish(underway, now)
         elif self._roll.is_anybody_here:
             self._open_round(underway)
         elif self._roll.is_everybody_gone_for_good:

@@ -117,6 +117,7 @@ class Agent:
         self._fetching: Fetching | None = None
         self._stop: session.Stop | None = None
         self._is_connected = False
+        self._connected_at = 0.0
         self._trying_said = False
         self._refusal_said = ""
         self._first_contact_by: float | None = clock() + connect_s
@@ -253,8 +254,9 @@ class Agent:
         return True
 
     def _train_extra(self, trainer: TrainsRounds) -> bool:
-        """Rule 8: with no coordinator heard for its lease, a device trains on."""
-        if not self._conduct.trains_alone:
+        """Rule 8: with no coordinator heard for its lease, a device trains on; but joining comes first."""
+        joins = self._is_connected and self._clock() - self._connected_at < session.REHELLO_AFTER_S
+        if joins or not self._conduct.trains_alone:
             return False
         if not self._alone_said:
             self._alone_said = True
@@ -306,6 +308,7 @@ class Agent:
             case Connected():
                 self._say("connected to the broker")
                 self._is_connected, self._first_contact_by, self._refusal_said = True, None, ""
+                self._connected_at = self._clock()
                 self._feed(session.LinkUp())
                 self._link.subscribe(self._topics.bridge_state)
                 self._link.publish(self._topics.device_state(self._device), self._word("online"), retain=True)
@@ -372,6 +375,8 @@ class Agent:
             match action:
                 case session.SayHello(run=run):
                     self._hello(run)
+                case session.Look():
+                    self._link.subscribe(self._topics.bridge_state)
                 case session.Measure(request=request):
                     self._say(f"measuring this board for {request.model.name}")
                     self._profile = self._measure(request)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.disk import SYSTEM_DISK, Disk, write_atomically
+from toolkit.disk import SYSTEM_DISK, Disk, make_folder_durably, write_atomically
 from toolkit.errors import CheckpointError, RunError, writing
 from toolkit.failpoints import failpoint
 from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord, read_record
@@ -51,6 +51,7 @@ class DeviceFolder:
             f"Another agent process of this device is at work in {path}.",
             hint="One device id is one process: stop the other, or give this one another --id.",
         )
+        make_folder_durably(path, disk=disk)
         self._lock = disk.hold(path / "lock", taken=taken)
 
     def check_job(self, job: Job) -> None:

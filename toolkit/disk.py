@@ -63,7 +63,7 @@ class Disk(Protocol):
         ...
 
     def make_folder(self, path: Path) -> None:
-        """Make a folder and those above it; nothing happens where it is there."""
+        """Make a folder and those above it, not durable; nothing happens where it is there."""
 
     def write(self, path: Path, content: bytes, *, mode: int = SHARED) -> None:
         """Write a new file, for one that is there; not durable."""
@@ -177,6 +177,21 @@ def write_atomically(path: Path, content: bytes, *, mode: int = SHARED, disk: Di
         disk.sync(beside)
         disk.rename(beside, path)
         disk.sync_folder(path.parent)
+
+
+def make_folder_durably(path: Path, *, disk: Disk = SYSTEM_DISK) -> None:
+    """Make a folder and those above it, so that a power cut leaves them.
+
+    Raises: MachineError: the disk refuses it.
+    """
+    missing = []
+    while not disk.exists(path):
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        with writing(folder):
+            disk.make_folder(folder)
+            disk.sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

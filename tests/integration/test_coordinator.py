@@ -384,7 +384,7 @@ def test_a_finished_run_that_is_resumed_is_finished(make_fleet):
     fleet.start()
     fleet.run_until(is_over(fleet))
     resumed(fleet)
-    assert fleet.coordinator.over
+    fleet.run_until(lambda: fleet.coordinator.over)  # once it can tell devices
     assert fleet.coordinator.detail == "All 3 rounds are done."
     assert [kept.round for kept in Checkpoints(fleet.path / "run/checkpoints").kept()] == [2, 3]
 

@@ -61,7 +61,9 @@ def device_events(state: DeviceState) -> dict[str, session.Event]:
         f"{session.REHELLO_AFTER_S:g} s without an answer": session.Tick(session.REHELLO_AFTER_S),
         "sent": session.Sent(state.cursor, 0.0),
     }
-    if state.phase.value != "joining":
+    if state.phase.value == "joining":
+        events[f"{session.LEASE_S:g} s without an answer"] = session.Tick(session.LEASE_S)
+    else:
         events[f"{session.LEASE_S:g} s of silence"] = session.Tick(session.LEASE_S)
     return events
 
@@ -93,7 +95,7 @@ def device_edges() -> set[Edge]:
 
     def settle(state: DeviceState) -> DeviceState:
         flow = state.flow and msgspec.structs.replace(state.flow, n=1)
-        return replace(state, flow=flow, cursor=1, asked_at=0.0, heard_at=0.0, named_since=0.0)
+        return replace(state, flow=flow, cursor=1, asked_at=0.0, heard_at=0.0, looked_at=0.0, named_since=0.0)
 
     def follow(state: DeviceState) -> Iterable[tuple[str, DeviceState, str]]:
         for label, event in device_events(state).items():
@@ -131,9 +133,13 @@ def _explore(
 
 
 def _words(action: session.Action) -> str:
-    return {"SayHello": "say hello", "Measure": "measure", "Begin": "begin", "Stop": "stop"}[
-        type(action).__name__
-    ]
+    return {
+        "SayHello": "say hello",
+        "Look": "subscribe anew",
+        "Measure": "measure",
+        "Begin": "begin",
+        "Stop": "stop",
+    }[type(action).__name__]
 
 
 def _fold(edges: set[Edge]) -> set[Edge]:

@@ -253,7 +253,12 @@ LOWERED_FRAMES = {
 WORDS = [
     (
         BridgeWord("online", "run1", 2),
-        b'{"state":"online","run":"run1","term":2,"ended":""}',
+        b'{"state":"online","run":"run1","term":2}',
+        read_bridge_word,
+    ),
+    (
+        BridgeWord("offline", "run1", 2, "finished"),
+        b'{"state":"offline","run":"run1","term":2,"ended":"finished"}',
         read_bridge_word,
     ),
     (

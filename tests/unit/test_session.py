@@ -20,6 +20,7 @@ from toolkit.wire.session import (
     Got,
     LinkDown,
     LinkUp,
+    Look,
     Measure,
     Measured,
     SayHello,
@@ -349,6 +350,11 @@ def test_a_device_whose_coordinator_is_gone_leaves_its_job_to_another_run(gone):
     assert state.phase is P.FINISHED
     assert isinstance(stop, Stop)
     assert "now serves run 'run2'" in stop.detail
+
+
+def test_a_device_whose_word_was_lost_asks_for_it_again_and_not_too_often():
+    state, done = run(STATES[P.SEEKING], Tick(29.0), Tick(30.0), Tick(31.0), Tick(60.0))
+    assert (state.phase, done) == (P.SEEKING, [Look(), Look()])
 
 
 def test_a_device_that_missed_the_end_reads_it_in_the_word():

@@ -102,6 +102,11 @@ class SayHello:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Subscribe to the bridge word anew: what is retained comes again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Measure:
     """Measure this board, then give the event :class:`Measured`."""
 
@@ -124,7 +129,7 @@ class Stop:
     code: str = ""
 
 
-Action = SayHello | Measure | Begin | Stop
+Action = SayHello | Look | Measure | Begin | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,7 @@ class DeviceState:
         cursor: next seq of ``flow.round`` to hand over.
         named_since: when ``flow.next`` was first named, or handed over since, for sending again.
         asked_at: when the last hello was said.
+        looked_at: when the bridge word was asked for anew.
         heard_at: when the coordinator last said something that counted.
         is_served: whether a coordinator of the run is up, by its last word.
         other_run: of another coordinator that was seen in the fleet since.
@@ -151,6 +157,7 @@ class DeviceState:
     cursor: int = 1
     named_since: float = 0.0
     asked_at: float = 0.0
+    looked_at: float = 0.0
     heard_at: float = 0.0
     is_served: bool = False
     other_run: str = ""
@@ -322,6 +329,10 @@ def _on_tick(state: DeviceState, event: Tick) -> tuple[DeviceState, list[Action]
         state, actions = _on_other_run(state, event.now)
         if actions:
             return state, actions
+    # PROTOCOL.md 3: "A device that has waited for a word for 30 s SHOULD subscribe anew"
+    waits = state.phase in (DevicePhase.SEEKING, DevicePhase.JOINING)
+    if waits and event.now - max(state.looked_at, state.heard_at) >= LEASE_S:
+        return replace(state, looked_at=event.now), [Look()]
     unanswered = state.phase is DevicePhase.JOINING and event.now - state.asked_at >= REHELLO_AFTER_S
     silent = state.phase in (DevicePhase.JOINED, DevicePhase.TRAINING)
     if unanswered or (silent and event.now - state.heard_at >= LEASE_S):

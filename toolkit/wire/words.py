@@ -16,7 +16,7 @@ Presence = Literal["online", "offline"]
 Ending = Literal["", "finished", "failed"]
 
 
-class BridgeWord(msgspec.Struct, frozen=True):
+class BridgeWord(msgspec.Struct, frozen=True, omit_defaults=True):
     """On ``bridge/state``: whether a coordinator is up, for which run, under which term; and how the run ended."""
 
     state: Presence

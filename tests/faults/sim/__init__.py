@@ -1,0 +1,1 @@
+"""The simulator: production coordinator, agents, ledger and checkpoints over a virtual clock, network and disk."""

@@ -1,0 +1,150 @@
+"""Eight ways to get a rule wrong. Each must show within 300 seeds: the test of the tests."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from coordinator.intake import Intake
+from coordinator.rounds import RoundLoop
+from coordinator.server import Coordinator
+from device_agent.agent import Agent
+from device_agent.sending import Sender
+from tests.faults.sim.world import Makers
+from toolkit.wire import chunks, payloads, session
+from toolkit.wire.messages import State
+
+
+class IdWithIncarnation(Coordinator):
+    """A batch of another process is another batch: its list begins anew."""
+
+    def _on_hello(self, device: str, hello: Any) -> None:
+        before = self._roll[device].incarnation
+        super()._on_hello(device, hello)
+        if self._underway is not None and before and self._roll[device].incarnation > before:
+            loop: RoundLoop = self._underway.loop
+            if device in loop.devices and loop.is_open:
+                loop.devices[device] = loop._list_of(device, loop.round)
+
+
+class WatermarkBeforeFsync(Coordinator):
+    """What is about to be committed is told as if it were."""
+
+    def _commit(self, underway: Any, now: float) -> None:
+        loop = underway.loop
+        opened = loop.as_committed(now) if loop.is_open else None
+        n_owed = {device: held.n_owed for device, held in loop.devices.items()}
+        soon = msgspec.structs.replace(
+            underway.state,
+            round=loop.round - 1 if opened else loop.round,
+            open=opened,
+            n_owed=underway.state.n_owed if opened else n_owed,
+        )
+        kept = list(self._kept)
+        if kept and (opened or not loop.is_open):
+            self._kept.clear()
+            self._kept.extend([*kept, soon][-2:])
+            self._tell_everybody()
+            self._kept.clear()
+            self._kept.extend(kept)
+        super()._commit(underway, now)
+
+
+class HighestSeqWatermark(Coordinator):
+    """Whatever was applied last is told as durable."""
+
+    def _watermark(self, device: str) -> tuple[int, int]:
+        loop = self._underway.loop if self._underway else None
+        if loop is not None and device in loop.devices and loop.devices[device].next > 1:
+            return loop.round, loop.devices[device].next - 1
+        return super()._watermark(device)
+
+
+class NewestGenerationWatermark(Coordinator):
+    """The newest checkpoint counts, not the oldest one that is kept."""
+
+    def _watermark(self, device: str) -> tuple[int, int]:
+        return self._kept[-1].watermark(device)
+
+
+class LedgerAfterModel(Coordinator):
+    """The checkpoint is renamed before the ledger's rows are synced."""
+
+    def _commit(self, underway: Any, now: float) -> None:
+        sync, self._ledger.sync = self._ledger.sync, lambda: None  # type: ignore[method-assign]
+        try:
+            super()._commit(underway, now)
+        finally:
+            self._ledger.sync = sync  # type: ignore[method-assign]
+        self._ledger.sync()
+
+
+class AnyTerm(Intake):
+    """A payload made under an older term is as good as any."""
+
+    def _is_in_order(self, header: Any, seat: Any, state: Any) -> bool:
+        return super()._is_in_order(msgspec.structs.replace(header, term=seat.term), seat, state)
+
+
+class OlderTermAccepted(Coordinator):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._intake = AnyTerm(0.0)
+
+
+class SenderByBatchId(Sender):
+    """Two renderings of a batch have one payload id."""
+
+    def send_batch(self, state: Any, job: Any, seq: int, batch: Any) -> int:
+        address = payloads.PayloadAddress(
+            device=self._device,
+            round=state.flow.round,
+            seq=seq,
+            term=state.term,
+            incarnation=state.incarnation,
+            plan_version=state.plan_version,
+            cut=job.cut,
+        )
+        payload = payloads.encode(address, batch, job.codec)
+        name = sha256(f"{self._device}/{address.round}/{seq}".encode()).digest()[:16]
+        for chunk in chunks.split(payload, payload_id=name, chunk_bytes=self._conduct.chunk_bytes):
+            self._link.publish(self._topics.up(job.run, self._device), chunk)
+        return len(payload)
+
+
+class ChunksByBatchId(Agent):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        sender = self._sender
+        self._sender = SenderByBatchId(sender._link, sender._topics, sender._device, sender._conduct)
+
+
+class CreditAsDelta(Agent):
+    """Every state message adds its credit to what is left of the last one's."""
+
+    _credit_to = (0, 0)
+
+    def _feed(self, event: session.Event) -> None:
+        if isinstance(event, session.Got) and isinstance(event.message, State):
+            flow = event.message
+            round_, limit = self._credit_to
+            if round_ != flow.round:
+                limit = flow.next
+            limit = max(flow.limit, limit + flow.limit - flow.next)
+            self._credit_to = flow.round, limit
+            event = session.Got(msgspec.structs.replace(flow, limit=limit), event.now)
+        super()._feed(event)
+
+
+MUTANTS = {
+    "id with incarnation": Makers(coordinator=IdWithIncarnation),
+    "watermark before fsync": Makers(coordinator=WatermarkBeforeFsync),
+    "highest-seq watermark": Makers(coordinator=HighestSeqWatermark),
+    "chunks by batch id": Makers(agent=ChunksByBatchId),
+    "credit as a delta": Makers(agent=CreditAsDelta),
+    "ledger after model": Makers(coordinator=LedgerAfterModel),
+    "newest-generation watermark": Makers(coordinator=NewestGenerationWatermark),
+    "older term accepted": Makers(coordinator=OlderTermAccepted),
+}

@@ -1,0 +1,191 @@
+"""The judge: what is told, sent, entered and kept, held against each other. It shares no code with what it judges
+but the ledger's types and the chains."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from coordinator.checkpoints import CommittedState
+from coordinator.ledger import Aggregated, Applied, Closed, Entry, Opened, Refused, TermRaised, Void
+from coordinator.strategy.base import PooledBatch, PoolView
+from coordinator.strategy.catalogue import make_strategy
+from tests.faults.sim.models import BATCH_SIZE, CUT, chain, item_id, total
+from toolkit.errors import RemoteProtocolError
+from toolkit.wire import chunks, frames, payloads
+from toolkit.wire.messages import Chunk, State
+
+Item = tuple[str, int, int]
+
+
+@dataclass
+class Tape:
+    """What every agent sent and every coordinator told, written before it left."""
+
+    sent: dict[tuple[Item, str], set[int]] = field(default_factory=lambda: defaultdict(set))
+    """(item, digest) -> terms under which it was sent."""
+    watermark: dict[str, tuple[int, int]] = field(default_factory=dict)
+    granted: dict[tuple[str, int], int] = field(default_factory=dict)
+    """(device, round) -> first seq beyond all credit that was ever told."""
+    problems: list[str] = field(default_factory=list)
+    _assemblers: dict[str, chunks.Assembler] = field(default_factory=dict)
+
+    def agent_published(self, device: str, process: str, topic: str, payload: bytes) -> None:
+        if not topic.endswith("/up"):
+            return
+        message, body = frames.decode(payload)
+        if not isinstance(message, Chunk):
+            return
+        if message.index == 0:  # a rendering is handed over in one go
+            self._assemblers[process] = chunks.Assembler()
+        whole = self._assemblers[process].add(message, body)
+        if whole is None:
+            return
+        try:
+            header, _ = payloads.decode(whole, device=device)
+        except RemoteProtocolError as exc:
+            self.problems.append(f"(e) {device} sent what is no payload: {exc.message}")
+            return
+        self.sent[(device, header.round, header.seq), header.sha256.hex()].add(header.term)
+        if header.seq >= self.granted.get((device, header.round), 0):
+            self.problems.append(f"(d) {device} sent {header.round}/{header.seq}, for which it has no credit")
+
+    def coordinator_published(self, topic: str, payload: bytes) -> None:
+        if not topic.endswith("/down"):
+            return
+        message, _ = frames.decode(payload)
+        if not isinstance(message, State):
+            return
+        device = topic.split("/")[-2]
+        told, before = (message.watermark_round, message.watermark_seq), self.watermark.get(device, (0, 0))
+        if told < before:
+            self.problems.append(f"(b) the watermark of {device} fell from {before} to {told}")
+        self.watermark[device] = max(told, before)
+        place = device, message.round
+        self.granted[place] = max(self.granted.get(place, 0), message.limit)
+
+    def check_taken_up(self, state: CommittedState | None) -> None:
+        """(b) what was confirmed is still there after a restart."""
+        for device, told in self.watermark.items():
+            kept = (0, 0) if state is None else state.watermark(device)
+            if kept < told:
+                self.problems.append(f"(b) {device} was told {told}; after the restart {kept} is kept")
+
+
+def judge(
+    entries: list[Entry], tape: Tape, *, theta: str, copies: dict[str, str], strategy: str, seed: int
+) -> list[str]:
+    """(a), (c), (d), (e) over a whole ledger."""
+    return [
+        *tape.problems,
+        *_once_and_in_order(entries),
+        *_as_sent(entries, tape),
+        *_conserved(entries),
+        *_replayed(entries, theta=theta, copies=copies, strategy=strategy, seed=seed),
+    ]
+
+
+def _seqs(entry: Entry) -> range:
+    if isinstance(entry, Void):
+        return range(entry.first, entry.last + 1)
+    return range(entry.seq, entry.seq + 1) if isinstance(entry, Applied | Refused) else range(0)
+
+
+def _once_and_in_order(entries: list[Entry]) -> list[str]:
+    reached: dict[tuple[str, int], int] = defaultdict(int)
+    problems = []
+    for entry in entries:
+        for seq in _seqs(entry):
+            place = entry.device, entry.round  # type: ignore[union-attr]
+            if seq != reached[place] + 1:
+                problems.append(f"(a) {item_id(*place, seq)} follows {reached[place]}")
+            reached[place] = seq
+    return problems
+
+
+def _as_sent(entries: list[Entry], tape: Tape) -> list[str]:
+    term, problems = 0, []
+    for entry in entries:
+        if isinstance(entry, TermRaised):
+            term = entry.term
+        if isinstance(entry, Applied):
+            item = entry.device, entry.round, entry.seq
+            terms = tape.sent.get((item, entry.digest), set())
+            if not terms:
+                problems.append(f"(e) {item_id(*item)} was applied as {entry.device} never sent it")
+            elif not any(sent <= term for sent in terms):
+                problems.append(f"(e) {item_id(*item)} was applied before it was sent")
+            elif not entry.evaluated and term not in terms:
+                problems.append(f"(e) {item_id(*item)} was applied under term {term}, sent under {terms}")
+    return problems
+
+
+def _conserved(entries: list[Entry]) -> list[str]:
+    owed: dict[str, tuple[int, int]] = {}
+    count: dict[str, int] = defaultdict(int)
+    open_round, problems = 0, []
+    for entry in entries:
+        if isinstance(entry, Opened):
+            if open_round:
+                problems.append(f"(d) round {entry.round} opens while {open_round} is open")
+            owed, open_round = entry.owed, entry.round
+            count.clear()
+        elif isinstance(entry, Closed):
+            for device, item in owed.items():
+                if count[device] != sum(item):
+                    problems.append(f"(d) {device} owed {sum(item)} in round {entry.round}: {count[device]}")
+            open_round = 0
+        for _ in _seqs(entry):
+            if entry.round != open_round:  # type: ignore[union-attr]
+                problems.append(f"(d) {entry} stands outside its round")
+            count[entry.device] += 1  # type: ignore[union-attr]
+    return problems
+
+
+def _replayed(
+    entries: list[Entry], *, theta: str, copies: dict[str, str], strategy: str, seed: int
+) -> list[str]:
+    made, made_copies = chain("theta"), dict[str, str]()
+    mode = make_strategy(strategy).mode
+    pool: dict[tuple[str, int], str] = {}
+    for entry in entries:
+        match entry:
+            case Applied(evaluated=False, device=device, round=round_, seq=seq, digest=digest):
+                key = item_id(device, round_, seq)
+                if mode == "copies":
+                    made_copies[device] = chain(made_copies.get(device, made), key, digest)
+                elif mode == "pooled":
+                    pool[device, seq] = digest
+                else:
+                    made = chain(made, key, digest)
+            case Aggregated(weights=weights):
+                made = total(made_copies, weights) if weights else made
+                made_copies = {}
+            case Closed(round=round_) if mode == "pooled":
+                made = _mixed(made, pool, round_=round_, strategy=strategy, seed=seed)
+                pool = {}
+    same = (made, made_copies) == (theta, copies)
+    return [] if same else [f"(c) the ledger gives {made[:8]}, the weights are {theta[:8]}"]
+
+
+def _mixed(theta: str, pool: dict[tuple[str, int], str], *, round_: int, strategy: str, seed: int) -> str:
+    batches = tuple(PooledBatch(device, seq, CUT, BATCH_SIZE) for device, seq in sorted(pool))
+    if not batches:
+        return theta
+    steps = make_strategy(strategy).mixed_steps(PoolView(round_, seed, BATCH_SIZE, batches))
+    for step, parts in enumerate(steps, start=1):
+        mixed = [
+            (pool[batches[index].device, batches[index].seq], int(row))
+            for part in parts
+            for index, row in zip(np.asarray(part.batches).tolist(), part.rows.tolist(), strict=True)
+        ]
+        theta = chain(theta, round_, step, mixed)
+    return theta
+
+
+def model_in(content: bytes) -> tuple[str, dict[str, str]]:
+    theta, copies = json.loads(content)
+    return theta, copies
