@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import stat
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +51,22 @@ def served(tmp_path) -> Iterator[ServedBroker]:
 
 def passwords_in(folder: Path) -> list[str]:
     return [path.read_text().strip() for path in folder.glob("accounts/*/password")]
+
+
+def everything_with(secrets: list[str], *, under: list[Path]) -> set[str]:
+    """Names of the files that hold a secret, archives looked into."""
+    found = set()
+    for path in (path for folder in under for path in folder.rglob("*") if path.is_file()):
+        contents = [path.read_bytes()]
+        if path.name.endswith(".tar.gz"):
+            with tarfile.open(path) as archive:
+                contents += [archive.extractfile(member).read() for member in archive.getmembers()]
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                contents += [archive.read(name) for name in archive.namelist()]
+        if any(secret.encode() in content for secret in secrets for content in contents):
+            found.add(path.name)
+    return found
 
 
 def test_init_writes_a_set_up_that_it_has_read_back(capsys):
@@ -229,6 +247,11 @@ def test_a_whole_run_over_tls_with_an_account_a_process(tmp_path):
         secrets = passwords_in(served.folder.path)
         said = "".join(p.out + p.err for p in (coordinator, *agents)) + served.log
         assert [secret for secret in secrets if secret in said] == []
+        exported = crew["ant"].run("export", "runs/r1", "--archive")
+        assert exported.end() == 0, exported.describe()
+        supported = crew["ant"].run("doctor", "--bundle", "support.tar.gz")
+        assert (tmp_path / "ant/support.tar.gz").exists(), supported.describe()
+        assert everything_with(secrets, under=[tmp_path / name for name in crew]) == {"password"}
     finally:
         for crewman in crew.values():
             crewman.kill_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import re
 import shlex
@@ -72,6 +73,8 @@ def join(
         raise UsageError(
             f"A board joins over TLS, and {broker!r} is without.", hint=f"Write mqtts://{address.host}."
         )
+    # The broker's refusal of the used token is what this waits for; a warning would only frighten.
+    logging.getLogger("toolkit.link").setLevel(logging.ERROR)
     place = folder or Path(device)
     is_used_up = join_fleet(
         address,

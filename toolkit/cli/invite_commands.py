@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,8 @@ def invite(
                 f"{device!r} is no device's name: it stands for another kind of account.",
                 hint="hsee broker user add makes the others.",
             )
+    # At its end the window takes its own account away; that the broker then refuses it is what it waits for.
+    logging.getLogger("toolkit.link").setLevel(logging.ERROR)
     opened = BrokerFolder.open(folder)
     address = opened.login(operator, parse_broker(broker, ca_file=opened.path / "ca.pem") if broker else None)
     authority = digest_of((opened.path / "ca.pem").read_bytes())
