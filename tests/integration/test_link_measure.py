@@ -115,6 +115,8 @@ def test_a_slow_link_is_measured_as_slow_as_it_is(mosquitto: Mosquitto):
     assert 132_000 < large.payload_bytes < 134_000
     assert large.round_trip_ms_p50 > large.payload_bytes / 1.2 / shape.up_bytes_per_s * 1e3
     assert large.n_lost == 0
+    # A slow link is not filled with megabytes that take it minutes.
+    assert slow.n_up_bytes < 5_000_000
     # A plan counts with what a cut would send.
     assert link.upload_ms(525_000) == pytest.approx(525_000 / link.up_bytes_per_s * 1e3)
     assert link.upload_ms(small.payload_bytes) < link.upload_ms(large.payload_bytes)
