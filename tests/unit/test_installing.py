@@ -229,7 +229,7 @@ def test_the_self_test_tells_what_it_found(tmp_path):
         try_in_child(wrong, cap_bytes=cap)
 
 
-def test_what_takes_too_much_memory_fails_in_the_child_alone(tmp_path):
+def test_what_takes_too_much_memory_fails_in_the_child_alone(tmp_path, capsys):
     grow = [
         helper.make_node("Shape", ["image"], ["s"]),
         helper.make_node("Concat", ["s", "w"], ["shape"], axis=0),
@@ -242,6 +242,10 @@ def test_what_takes_too_much_memory_fails_in_the_child_alone(tmp_path):
     with pytest.raises(BundleError, match=r"self-test of .* failed") as caught:
         try_in_child(archive, cap_bytes=memory_cap(open_bundle(archive).manifest))
     assert "MB of memory, and nothing was changed" in caught.value.hint
+    source = tmp_path / "x.csv"
+    source.write_text("9,0,0\n")
+    assert main(["infer", str(archive), str(source)]) == 1  # this process does not even load it
+    assert "self-test of" in capsys.readouterr().err
 
 
 def test_a_child_that_dies_or_hangs_is_told(tmp_path, monkeypatch):

@@ -53,16 +53,17 @@ class _Node:
     outputs: list[str] = field(default_factory=list)
 
 
-def check_onnx(content: bytes, *, where: str) -> None:
+def check_onnx(content: bytes, *, where: str) -> bool:
     """Refuse a file that could take more than it brings.
 
     Args:
         content: of the ONNX file.
         where: what messages call it.
+    Returns: whether an operator of it makes tensors as large as a sample says: our own models have none.
     Raises: BundleError: it is no ONNX file, or holds what a bundle's never do.
     """
     try:
-        _check_model(memoryview(content))
+        return _check_model(memoryview(content))
     except _RefusedError as exc:
         raise BundleError(
             f"{where} is refused unread: {exc}.",
@@ -79,7 +80,7 @@ class _RefusedError(Exception):
     """A file that is ONNX, and not of a bundle."""
 
 
-def _check_model(model: memoryview) -> None:
+def _check_model(model: memoryview) -> bool:
     graph = None
     for number, value in fields(model):
         match number:
@@ -96,10 +97,10 @@ def _check_model(model: memoryview) -> None:
     if graph is None:
         msg = "it holds no graph"
         raise ValueError(msg)
-    _check_graph(graph)
+    return _check_graph(graph)
 
 
-def _check_graph(graph: memoryview) -> None:
+def _check_graph(graph: memoryview) -> bool:
     nodes: list[_Node] = []
     constants: dict[str, list[int] | None] = {}
     inputs: list[str] = []
@@ -121,6 +122,7 @@ def _check_graph(graph: memoryview) -> None:
     varying = set(inputs) - constants.keys()
     for node in nodes:
         _check_node(node, varying, constants)
+    return any(node.op in _GROWS for node in nodes)
 
 
 def _read_input(message: memoryview) -> str:

@@ -18,6 +18,7 @@ from toolkit.runtime.options import Connect, Offloading, is_live, make_parser
 from toolkit.runtime.placed import Placed
 from toolkit.runtime.report import Report, complain
 from toolkit.runtime.samples import Samples, read_batches
+from toolkit.runtime.self_test import memory_cap, try_in_child
 
 _AHEAD = 16
 """Batches that go on while an earlier one waits for the coordinator."""
@@ -27,6 +28,7 @@ _BROKEN_PIPE = 141
 
 def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
     ways: list[Offloading] = []
+    place = Place.at(options.bundle)
 
     def make(bundle: Bundle) -> Cascade:
         if not options.allow_unsigned:
@@ -41,9 +43,10 @@ def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
             threshold=options.threshold,
             threads=options.threads,
             variant=options.variant,
+            # A place's bundle has had its self-test; any other may take what it likes only in a process of its own.
+            before_growth=None if place is not None else lambda: _try_first(bundle),
         )
 
-    place = Place.at(options.bundle)
     try:
         placed = None if place is None else Placed(place, make, complain)
         cascade = make(open_bundle(options.bundle, check_all=False)) if placed is None else placed.cascade
@@ -103,6 +106,10 @@ def _check_trusted(bundle: Bundle) -> None:
             hint=f"{exc.hint} To run it all the same, this once: --allow-unsigned".strip(),
             **exc.facts,
         ) from exc
+
+
+def _try_first(bundle: Bundle) -> None:
+    try_in_child(bundle.folder, cap_bytes=memory_cap(bundle.manifest))
 
 
 def _offloading(

@@ -207,6 +207,7 @@ class Cascade:
         threshold: instead of the bundle's, for every exit.
         threads: that compute one operator together.
         variant: "float32" or "int8" for every segment, instead of each segment's default.
+        before_growth: called before a segment is loaded that could make large tensors of small ones; may refuse it.
 
     Raises:
         BundleError: a segment can't be loaded, is not what the manifest says, or is not there in that variant.
@@ -222,6 +223,7 @@ class Cascade:
         threshold: float | None = None,
         threads: int = 1,
         variant: VariantName | None = None,
+        before_growth: Callable[[], None] | None = None,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
@@ -251,6 +253,7 @@ class Cascade:
                         record,
                         where=str(bundle.folder / file),
                         threads=threads,
+                        before_growth=before_growth,
                     ),
                     [port.name for port in logits + onward],
                     None if record.exit is None else self.policies[exit_],

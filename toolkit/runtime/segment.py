@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,22 @@ class OnnxSegment:
         record: what the manifest says of it.
         where: what messages call it.
         threads: that compute one operator together.
+        before_growth: called before a file is loaded that could make large tensors of small ones.
     Raises: BundleError: the file is no segment's, ONNX Runtime can't load it, or its inputs and outputs are not those of
         the manifest.
     """
 
-    def __init__(self, content: bytes, record: Segment, *, where: str, threads: int = 1) -> None:
-        check_onnx(content, where=where)
+    def __init__(
+        self,
+        content: bytes,
+        record: Segment,
+        *,
+        where: str,
+        threads: int = 1,
+        before_growth: Callable[[], None] | None = None,
+    ) -> None:
+        if check_onnx(content, where=where) and before_growth is not None:
+            before_growth()
         self.record = record
         self._takes = record.input.name
         self._where = where
