@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from toolkit.bundle.manifest import Manifest
 from toolkit.errors import BundleError, LocalProtocolError, PacketTooLargeError, RemoteProtocolError
 from toolkit.link.base import Connected, Disconnected, Link, Received
-from toolkit.runtime.cascade import Reply
+from toolkit.runtime.cascade import Offload, Reply
 from toolkit.wire import chunks, frames, questions
 from toolkit.wire.limits import DEFAULT_CHUNK_BYTES, MAX_ASK_BYTES, MAX_ASK_TTL_MS
 from toolkit.wire.messages import Chunk, Declined
@@ -32,19 +32,6 @@ PROBE_S = 2.0
 MAX_REASONS = 16
 _POLL_S = 0.2
 _CLOSED = "this process stops"
-
-
-@dataclass(eq=False, slots=True)
-class _Question:
-    """One question on its way: open until ``outcome`` says how it ended; "" is an answer."""
-
-    n: int
-    n_samples: int
-    asked: float
-    due: float
-    outcome: str | None = None
-    ended: float = 0.0
-    logits: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -66,19 +53,40 @@ class OffloadFacts:
     n_refused: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """What is asked about: the end of a bundle's cascade, as questions name it."""
+
+    address: questions.AskAddress
+    n_classes: int
+    codec: str
+    samples_a_question: int
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    """One question on its way: open until ``outcome`` says how it ended; "" is an answer."""
+
+    n: int
+    segment: _Segment
+    n_samples: int
+    asked: float
+    due: float
+    outcome: str | None = None
+    ended: float = 0.0
+    logits: NDArray[np.float32] | None = None
+
+
 class Asker:
-    """Asks for one bundle.
+    """Asks over one link, about one bundle or, where it is replaced meanwhile, about the next.
 
     Args:
         link: not started yet; its account is this board's for inference.
         topics: of the fleet.
         device: this board's id.
-        manifest: of the bundle.
         deadline_s: how long an answer is waited for.
         clock: monotonic seconds.
         boot_nonce: of this process.
-
-    Raises: BundleError: nobody can answer for this bundle, or one sample's activations are too large to be asked.
     """
 
     def __init__(
@@ -87,32 +95,12 @@ class Asker:
         *,
         topics: Topics,
         device: str,
-        manifest: Manifest,
         deadline_s: float,
         clock: Callable[[], float],
         boot_nonce: bytes,
     ) -> None:
-        made, last = manifest.provenance, manifest.segments[-1]
-        self._address = questions.AskAddress(
-            boot_nonce=boot_nonce,
-            device=device,
-            run=made.run,
-            cut=made.cut,
-            round=made.round,
-            origin=made.origin(),
-        )
-        if last.activations is None:
-            raise BundleError(
-                "This bundle goes on to the network's end: there is nothing left to ask a coordinator.",
-                hint="Leave --broker away, or export without --full.",
-            )
-        self._n_classes = len(manifest.class_names)
-        self._codec = made.codec
-        self._samples_a_question = questions.samples_a_question(last.activations.shape, self._n_classes)
-        if not self._samples_a_question:
-            raise BundleError(
-                f"Activations of shape {last.activations.shape} exceed the {MAX_ASK_BYTES} bytes of a question."
-            )
+        self._device = device
+        self._boot_nonce = boot_nonce
         self._link = link
         self._answers = topics.answer(device)
         self._asks = topics.ask(device)
@@ -141,32 +129,59 @@ class Asker:
             self._changed.wait_for(lambda: self._connected or bool(self.lost_because), wait_s)
             return self._connected
 
-    def __call__(self, h: NDArray[np.float32]) -> Callable[[], Sequence[Reply]]:
-        """Ask about activations (M, ...) at once.
+    def about(self, manifest: Manifest) -> Offload:
+        """Make what asks about a bundle's samples at once, and waits for the replies at most until the deadline.
 
-        Returns: what waits for the replies, M of them, at most until the deadline.
+        Raises: BundleError: nobody can answer for this bundle, or one sample's activations are too large to be asked.
         """
-        asked = [
-            self._ask(h[first : first + self._samples_a_question])
-            for first in range(0, len(h), self._samples_a_question)
-        ]
-        return lambda: [reply for question in asked for reply in self._replies(question)]
+        segment = self._segment_of(manifest)
+
+        def ask(h: NDArray[np.float32]) -> Callable[[], Sequence[Reply]]:
+            size = segment.samples_a_question
+            asked = [self._ask(segment, h[first : first + size]) for first in range(0, len(h), size)]
+            return lambda: [reply for question in asked for reply in self._replies(question)]
+
+        return ask
+
+    def _segment_of(self, manifest: Manifest) -> _Segment:
+        made, onward = manifest.provenance, manifest.segments[-1].activations
+        address = questions.AskAddress(
+            boot_nonce=self._boot_nonce,
+            device=self._device,
+            run=made.run,
+            cut=made.cut,
+            round=made.round,
+            origin=made.origin(),
+        )
+        if onward is None:
+            raise BundleError(
+                "This bundle goes on to the network's end: there is nothing left to ask a coordinator.",
+                hint="Leave --broker away, or export without --full.",
+            )
+        n_classes = len(manifest.class_names)
+        n_samples = questions.samples_a_question(onward.shape, n_classes)
+        if not n_samples:
+            raise BundleError(
+                f"Activations of shape {onward.shape} exceed the {MAX_ASK_BYTES} bytes of a question."
+            )
+        return _Segment(address, n_classes, made.codec, n_samples)
 
     def close(self) -> None:
         """Leave the broker; what is open is over."""
         with self._changed:
             self._closing = True
             self._end_all(_CLOSED)
-        self._hearer.join()
+        if self._hearer.ident is not None:  # started
+            self._hearer.join()
         self._link.close()
 
     # Asking
 
-    def _ask(self, h: NDArray[np.float32]) -> _Question:
+    def _ask(self, segment: _Segment, h: NDArray[np.float32]) -> _Question:
         now = self._clock()
         with self._changed:
             self._n += 1
-            question = _Question(self._n, len(h), now, now + self._deadline_s)
+            question = _Question(self._n, segment, len(h), now, now + self._deadline_s)
             obstacle = self._obstacle(now)
             if obstacle:
                 question.outcome, question.ended = obstacle, now
@@ -191,7 +206,8 @@ class Asker:
     def _send(self, question: _Question, h: NDArray[np.float32]) -> None:
         ttl_ms = min(MAX_ASK_TTL_MS, max(1, round(self._deadline_s * 1000)))
         try:
-            frame = questions.encode_ask(self._address, h, self._codec, n=question.n, ttl_ms=ttl_ms)
+            about = question.segment
+            frame = questions.encode_ask(about.address, h, about.codec, n=question.n, ttl_ms=ttl_ms)
             for chunk in chunks.split(frame, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
                 self._link.publish(self._asks, chunk, qos=0)
         except (LocalProtocolError, PacketTooLargeError) as exc:
@@ -263,10 +279,10 @@ class Asker:
         answer, body = questions.decode_answer(whole)
         question = self._find(answer.boot_nonce, answer.n)
         # PROTOCOL.md 15: "An answer counts only if its question is open and its origin is the question's."
-        if answer.origin != self._address.origin:
+        if answer.origin != question.segment.address.origin:
             raise RemoteProtocolError("An answer is about another segment.")
         question.logits = questions.to_logits(
-            answer, body, n_samples=question.n_samples, n_classes=self._n_classes
+            answer, body, n_samples=question.n_samples, n_classes=question.segment.n_classes
         )
         self._n_silent = 0
         self.facts.theta_rounds[answer.theta_round] += question.n_samples
@@ -274,7 +290,7 @@ class Asker:
 
     def _find(self, boot_nonce: bytes, n: int) -> _Question:
         question = self._open.get(n)
-        if boot_nonce != self._address.boot_nonce or question is None or self._clock() > question.due:
+        if boot_nonce != self._boot_nonce or question is None or self._clock() > question.due:
             raise RemoteProtocolError(f"No question {n} is open.")
         return question
 

@@ -108,13 +108,12 @@ def asking(broker, folder, device, *, deadline_s=5.0, origin=None):
         link_of(broker, f"{device}.infer"),
         topics=TOPICS,
         device=device,
-        manifest=manifest,
         deadline_s=deadline_s,
         clock=time.monotonic,
         boot_nonce=device.encode().ljust(16, b"\0"),
     )
     try:
-        yield asker, Cascade(bundle, offload=asker, threshold=1e-9)
+        yield asker, Cascade(bundle, offload=asker.about(manifest), threshold=1e-9)
     finally:
         asker.close()
 
@@ -172,6 +171,18 @@ def test_several_boards_are_served_in_one_pass(mosquitto, trained):
     assert all((a.exits == 1).all() for a in answers)
     assert service.n_answered == 8
     assert service.n_passes < 8
+
+
+def test_one_link_asks_about_a_bundle_and_about_the_one_that_replaces_it(mosquitto, trained):
+    with serving(mosquitto, trained) as service, asking(mosquitto, trained, "ant") as (asker, first):
+        assert asker.start(CAP_S)
+        other = open_bundle(trained / "bundles" / "bee")
+        second = Cascade(other, offload=asker.about(other.manifest), threshold=1e-9)
+        begun = [cascade.begin(samples()) for cascade in (first, second, first)]
+        answers = [each.finish() for each in begun]
+    assert service.n_answered == 3
+    assert not any(a.fallback.any() for a in answers)
+    np.testing.assert_array_equal(answers[0].index, answers[2].index)
 
 
 def test_no_coordinator_is_a_fallback_after_the_deadline_and_soon_without_waiting(mosquitto, trained):

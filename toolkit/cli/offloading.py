@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.bundle.manifest import Manifest
-from toolkit.runtime.cascade import Reply
+from toolkit.runtime.cascade import Offload
 
 if TYPE_CHECKING:
     from device_agent.asker import Asker
@@ -28,19 +25,20 @@ class BrokerOffloading:
     Args:
         asker: started.
         broker: its address, for people.
-        bundle_round: that the bundle was taken from.
         deadline_s: of each question.
     """
 
-    def __init__(self, asker: Asker, *, broker: str, bundle_round: int, deadline_s: float) -> None:
+    def __init__(self, asker: Asker, *, broker: str, deadline_s: float) -> None:
         self._asker = asker
         self._broker = broker
-        self._bundle_round = bundle_round
+        self._bundle_round = 0
         self._deadline_s = deadline_s
 
-    def __call__(self, h: NDArray[np.float32]) -> Callable[[], Sequence[Reply]]:
-        """Ask; see :data:`toolkit.runtime.cascade.Offload`."""
-        return self._asker(h)
+    def about(self, manifest: Manifest) -> Offload:
+        """Make what asks about a bundle's samples; see :meth:`device_agent.asker.Asker.about`."""
+        offload = self._asker.about(manifest)
+        self._bundle_round = manifest.provenance.round
+        return offload
 
     def summary(self) -> dict[str, Any]:
         """What came of it, for ``--json``."""
@@ -73,11 +71,10 @@ def connect_offload(options: argparse.Namespace, manifest: Manifest) -> BrokerOf
 
     Args:
         options: of ``hsee infer``.
-        manifest: of the bundle.
+        manifest: of the first bundle, whose device this board is unless told otherwise.
 
     Raises:
         UsageError, ConfigError, InsecureBrokerError: the broker or the login is named wrongly.
-        BundleError: nobody can answer for this bundle.
         MissingPartError: paho or zstandard is not installed.
     """
     from toolkit.config import load_config
@@ -106,7 +103,6 @@ def connect_offload(options: argparse.Namespace, manifest: Manifest) -> BrokerOf
         make_link(address, client_id=address.username or f"{device}.infer-{nonce.hex()[:12]}"),
         topics=Topics(check_name(config.fleet.name, what="The fleet's name")),
         device=device,
-        manifest=manifest,
         deadline_s=options.offload_deadline,
         clock=time.monotonic,
         boot_nonce=nonce,
@@ -114,9 +110,4 @@ def connect_offload(options: argparse.Namespace, manifest: Manifest) -> BrokerOf
     if not asker.start(FIRST_CONNECTION_S):
         why = asker.lost_because or f"{address} does not answer."
         sys.stderr.write(f"note: {why} Unsure samples are answered here as long as that is so.\n")
-    return BrokerOffloading(
-        asker,
-        broker=str(address),
-        bundle_round=manifest.provenance.round,
-        deadline_s=options.offload_deadline,
-    )
+    return BrokerOffloading(asker, broker=str(address), deadline_s=options.offload_deadline)

@@ -33,12 +33,11 @@ def _infer(options: argparse.Namespace, connect: Connect | None) -> None:
     def make(bundle: Bundle) -> Cascade:
         if not options.allow_unsigned:
             _check_trusted(bundle)
-        offloading = _offloading(options, bundle.manifest, connect)
-        if offloading is not None:
-            ways.append(offloading)
+        if options.broker is not None and not ways:  # one way for this bundle and its successors
+            ways.append(_connected(options, bundle.manifest, connect))
         return Cascade(
             bundle,
-            offload=offloading,
+            offload=ways[0].about(bundle.manifest) if ways else None,
             policy=options.policy,
             threshold=options.threshold,
             threads=options.threads,
@@ -112,11 +111,7 @@ def _try_first(bundle: Bundle) -> None:
     try_in_child(bundle.folder, cap_bytes=memory_cap(bundle.manifest))
 
 
-def _offloading(
-    options: argparse.Namespace, manifest: Manifest, connect: Connect | None
-) -> Offloading | None:
-    if options.broker is None:
-        return None
+def _connected(options: argparse.Namespace, manifest: Manifest, connect: Connect | None) -> Offloading:
     if connect is None:
         raise UsageError(
             "This process knows no link, so it can't offload.", hint="Run it as: hsee infer ... --broker ..."

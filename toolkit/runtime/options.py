@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, get_args
-
-import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.arguments import ArgumentParser
 from toolkit.bundle.manifest import Manifest, VariantName
 from toolkit.runtime.camera import CAMERA
-from toolkit.runtime.cascade import Reply
+from toolkit.runtime.cascade import Offload
 from toolkit.runtime.exit_policy import POLICIES
 from toolkit.runtime.rows import STDIN_KINDS
 
@@ -38,8 +35,11 @@ _OFFLOAD_HELP = (
 class Offloading(Protocol):
     """A way to the coordinator: asks, and says afterwards what came of it."""
 
-    def __call__(self, h: NDArray[np.float32]) -> Callable[[], Sequence[Reply]]:
-        """Ask; see :data:`toolkit.runtime.cascade.Offload`."""
+    def about(self, manifest: Manifest) -> Offload:
+        """Make what asks about a bundle's samples.
+
+        Raises: BundleError: nobody can answer for this bundle.
+        """
 
     def summary(self) -> dict[str, Any]:
         """What came of it, for ``--json``."""
@@ -52,7 +52,8 @@ class Offloading(Protocol):
 
 
 Connect = Callable[[argparse.Namespace, Manifest], Offloading]
-"""Makes the way to the coordinator; the runtime knows no link, so the command line brings it."""
+"""Makes the way to the coordinator, for a first bundle and its successors; the command line brings it, for the runtime
+knows no link."""
 
 
 def _positive(text: str) -> int:

@@ -142,7 +142,7 @@ class Report:
             sys.stdout.flush()
 
     def end(self, ways: Sequence[Offloading]) -> None:
-        """Say the summary, and what came of asking the coordinator; of the last bundle if it was replaced meanwhile."""
+        """Say the summary, and what came of asking the coordinator."""
         if not self._tally.n:
             return
         options, summary = self._options, self._tally.summary()
@@ -158,12 +158,12 @@ class Report:
         if options.json:
             facts = {**summary, "n_far_outside": self._n_far}
             if ways:
-                facts["offload"] = ways[-1].summary()
+                facts["offload"] = ways[0].summary()
             body = {"success": True, "samples": self._records, "summary": facts}
             _say(msgspec.json.encode(body).decode())
             return
         lines = _summary_lines(summary, batch=options.batch, threads=options.threads)
-        _say("\n".join([*lines, *(way.summary_line() for way in ways[-1:])]))
+        _say("\n".join([*lines, *(way.summary_line() for way in ways)]))
 
 
 def _known(samples: Samples, classes: Sequence[str]) -> list[str | None]:
