@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from coordinator.underway import Underway
 from toolkit.errors import RemoteProtocolError
-from toolkit.link.base import Link
+from toolkit.link.base import Link, chunk_bytes_of
 from toolkit.wire import chunks
-from toolkit.wire.limits import DEFAULT_CHUNK_BYTES
 from toolkit.wire.messages import Fetch
 from toolkit.wire.seats import Seat
 from toolkit.wire.weights import LoweredAddress, encode_lowered
@@ -77,7 +76,7 @@ class HandingDown:
         while self._wishes and self._link.outstanding_bytes < OUTSTANDING_BYTES:
             device, wish = next(iter(self._wishes.items()))
             if self._sending is None:
-                self._sending = _chunks(wish, underway)
+                self._sending = _chunks(wish, underway, chunk_bytes_of(self._link))
             chunk = next(self._sending, None)
             if chunk is None:
                 del self._wishes[device]
@@ -89,10 +88,10 @@ class HandingDown:
         return n_sent > 0
 
 
-def _chunks(wish: Wish, underway: Underway) -> Iterator[bytearray]:
+def _chunks(wish: Wish, underway: Underway, chunk_bytes: int) -> Iterator[bytearray]:
     device, job = wish.address.device, underway.state.common
     if wish.address.round != underway.model.lowered_round:
         return iter(())  # a newer round's results are here; the device asks for them
     weights, logits = underway.model.lowered(device, taken=wish.taken)
     payload = encode_lowered(wish.address, weights, job.sync.codec, logits)
-    return chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES)
+    return chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=chunk_bytes)

@@ -59,6 +59,7 @@ class OffloadService(Service):
         routes: where the layers come from.
         clock: monotonic seconds.
         budget_bytes: of questions that may be held.
+        chunk_bytes: most bytes of an answer in a message.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class OffloadService(Service):
         routes: Routes,
         clock: Callable[[], float],
         budget_bytes: int = BUDGET_BYTES,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     ) -> None:
+        self._chunk_bytes = chunk_bytes
         self._run = run
         self._topics = topics
         self._routes = routes
@@ -205,6 +208,6 @@ class OffloadService(Service):
             except LocalProtocolError:  # activations far beyond the training's
                 self._decline(question, "cut", "These activations have no finite logits.")
                 continue
-            for chunk in chunks.split(answer, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
+            for chunk in chunks.split(answer, payload_id=os.urandom(16), chunk_bytes=self._chunk_bytes):
                 publish(self._topics.answer(question.device), chunk, qos=0)
             self.n_answered += 1

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from toolkit.bundle.manifest import Manifest
 from toolkit.errors import BundleError, LocalProtocolError, PacketTooLargeError, RemoteProtocolError
-from toolkit.link.base import Connected, Disconnected, Link, Received
+from toolkit.link.base import Connected, Disconnected, Link, Received, chunk_bytes_of
 from toolkit.runtime.cascade import Offload, Reply
 from toolkit.wire import chunks, frames, questions
-from toolkit.wire.limits import DEFAULT_CHUNK_BYTES, MAX_ASK_BYTES, MAX_ASK_TTL_MS
+from toolkit.wire.limits import MAX_ASK_BYTES, MAX_ASK_TTL_MS
 from toolkit.wire.messages import Chunk, Declined
 from toolkit.wire.topics import Topics
 
@@ -208,7 +208,9 @@ class Asker:
         try:
             about = question.segment
             frame = questions.encode_ask(about.address, h, about.codec, n=question.n, ttl_ms=ttl_ms)
-            for chunk in chunks.split(frame, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
+            for chunk in chunks.split(
+                frame, payload_id=os.urandom(16), chunk_bytes=chunk_bytes_of(self._link)
+            ):
                 self._link.publish(self._asks, chunk, qos=0)
         except (LocalProtocolError, PacketTooLargeError) as exc:
             with self._changed:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from device_agent.tape import tape_from_environment
 from device_agent.trains_rounds import TrainsRounds
 from toolkit.failpoints import failpoint
-from toolkit.link.base import Link
+from toolkit.link.base import Link, chunk_bytes_of
 from toolkit.wire import chunks, payloads, weights
 from toolkit.wire.job import Job
 from toolkit.wire.limits import DEFAULT_CHUNK_BYTES
@@ -54,6 +54,7 @@ class Sender:
         self._topics = topics
         self._device = device
         self._conduct = conduct
+        self._chunk_bytes = min(conduct.chunk_bytes, chunk_bytes_of(link))
         self._tape = tape_from_environment()
 
     def send_batch(self, state: DeviceState, job: Job, seq: int, batch: Batch) -> int:
@@ -89,9 +90,7 @@ class Sender:
         if self._tape is not None:
             self._tape(payload)
         topic = self._topics.up(run, self._device)
-        for chunk in chunks.split(
-            payload, payload_id=self._conduct.draw(16), chunk_bytes=self._conduct.chunk_bytes
-        ):
+        for chunk in chunks.split(payload, payload_id=self._conduct.draw(16), chunk_bytes=self._chunk_bytes):
             self._link.publish(topic, chunk)
             failpoint("device.mid_chunks")
         return len(payload)

@@ -8,6 +8,7 @@ import pytest
 
 from device_agent.agent import ADVICE, Agent
 from device_agent.identity import HeldIdentity, device_id
+from device_agent.sending import USUAL_CONDUCT, Sender
 from device_agent.signals import StopSignals, TerminatedError
 from toolkit.errors import (
     BrokerLoginError,
@@ -36,7 +37,7 @@ from toolkit.wire.messages import (
     Welcome,
 )
 from toolkit.wire.payloads import Batch
-from toolkit.wire.session import DevicePhase
+from toolkit.wire.session import DevicePhase, DeviceState
 from toolkit.wire.topics import Topics
 from toolkit.wire.words import BridgeWord, DeviceWord, encode_word
 
@@ -506,3 +507,33 @@ def test_a_measurement_is_broken_off_at_once():
             with pytest.raises(TerminatedError):
                 measure(signals)
     assert did == ["begun"]
+
+
+@pytest.mark.parametrize(("limit", "most"), [(122_880, 122_880), (393_216, 262_144 + 1024)])
+def test_chunks_are_cut_to_what_the_broker_takes(limit, most):
+    hub = MemoryBroker()
+    seen = MemoryLink(hub, "seen")
+    seen.start()
+    seen.poll(0)
+    seen.subscribe(TOPICS.all_up(RUN))
+    link = MemoryLink(hub, "ant", max_packet_bytes=limit)
+    link.start()
+    link.poll(0)
+    batch = Batch("train", np.zeros((2, 128, 1024), np.float32), np.zeros(2, np.int64), 0.5, 1, 1)
+    flow = State(
+        term=1,
+        incarnation=1,
+        n=1,
+        phase="training",
+        round=1,
+        next=1,
+        limit=2,
+        watermark_round=0,
+        watermark_seq=0,
+        plan_version=1,
+    )
+    state = DeviceState(NONCE, run=RUN, term=1, incarnation=1, plan_version=1, flow=flow)
+    n_bytes = Sender(link, TOPICS, "ant", USUAL_CONDUCT).send_batch(state, JOB, 1, batch)
+    sizes = [len(event.payload) for event in seen.poll(0)]
+    assert sum(sizes) > n_bytes > 2**20
+    assert most * 0.7 < max(sizes) <= most

@@ -190,6 +190,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     from coordinator.server import Coordinator
     from toolkit.config import settings_text
     from toolkit.journal import LogTo
+    from toolkit.link.base import chunk_bytes_of
     from toolkit.link.connect import make_link
     from toolkit.nn.compute import choose_compute
     from toolkit.wire.words import BridgeWord, encode_word
@@ -227,6 +228,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
                 topics=topics,
                 routes=Routes(folder.path / "checkpoints", device=compute),
                 clock=time.monotonic,
+                chunk_bytes=chunk_bytes_of(link),
             ),
             *desk.services,
         ],

@@ -78,6 +78,7 @@ class BrokerLink:
             password=address.password,
             ca_file=str(address.ca_file or ""),
             insecure=address.insecure,
+            max_packet_bytes=address.max_packet_bytes,
             client=self.client,
             topic=self.topics.check(self.client),
             codec=self.codec,

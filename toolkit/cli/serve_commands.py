@@ -48,6 +48,7 @@ def serve(
     from coordinator.run_folder import RunFolder
     from coordinator.serving import Server
     from toolkit.config import load_config
+    from toolkit.link.base import chunk_bytes_of
     from toolkit.link.connect import broker_of, make_link
     from toolkit.nn.compute import choose_compute
     from toolkit.wire.topics import Topics, check_name
@@ -70,13 +71,16 @@ def serve(
         run = held.record.run
         address = broker_of(settings, default_username=f"coord-{run}")
         topics = Topics(check_name(settings.fleet.name, what="The fleet's name"))
-        service = OffloadService(run, topics=topics, routes=routes, clock=time.monotonic)
+        link = make_link(address, client_id=address.username or f"coord-{run}")
+        service = OffloadService(
+            run, topics=topics, routes=routes, clock=time.monotonic, chunk_bytes=chunk_bytes_of(link)
+        )
 
         def say(text: str) -> None:
             typer.echo(msgspec.json.encode({"event": "notice", "text": text}).decode() if json else text)
 
         server = Server(
-            make_link(address, client_id=address.username or f"coord-{run}"),
+            link,
             [service],
             clock=time.monotonic,
             say=say,

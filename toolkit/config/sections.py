@@ -39,6 +39,14 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str, Meta(description="file that holds the password and that only its owner can read")
     ] = ""
     ca_file: Annotated[str, Meta(description="certificate of the authority that TLS is checked against")] = ""
+    max_packet_bytes: Annotated[
+        int,
+        Meta(
+            ge=81_920,
+            le=393_216,
+            description="largest packet that the broker takes; 122880 for AWS IoT. Chunks are cut to fit",
+        ),
+    ] = 393_216
     insecure: Annotated[
         bool, Meta(description="allow a broker off this machine without TLS and login: anyone may read along")
     ] = False

@@ -23,9 +23,12 @@ from toolkit.errors import (
     UsageError,
     did_you_mean,
 )
+from toolkit.wire.limits import CHUNK_OVERHEAD_BYTES, DEFAULT_CHUNK_BYTES, MAX_MESSAGE_BYTES
 
 CONNECT_S = 20.0
 """How long a program that was just started tries for its first connection before it says that there is no broker."""
+MAX_TOPIC_BYTES = 512
+"""Of any topic of ours, with what MQTT writes around it: three names of 64 and their levels are less."""
 PLAIN_PORT = 1883
 TLS_PORT = 8883
 MAX_MQTT_PACKET_BYTES = 268_435_460
@@ -68,6 +71,11 @@ class Link(Protocol):
     @property
     def outstanding_bytes(self) -> int:
         """Payload bytes handed over on this connection, not yet acknowledged (QoS 1) or written (QoS 0)."""
+        ...
+
+    @property
+    def max_packet_bytes(self) -> int:
+        """The largest packet that the broker takes."""
         ...
 
     @property
@@ -115,7 +123,8 @@ class BrokerAddress:
     """Where a broker is and how to be let in.
 
     ``ca_file`` is the authority its certificate must be signed by (default: the system's authorities); ``insecure``
-    says that the user accepts a connection off this machine without TLS or credentials.
+    says that the user accepts a connection off this machine without TLS or credentials. ``max_packet_bytes`` is the
+    largest packet that the broker takes.
     """
 
     host: str
@@ -125,6 +134,7 @@ class BrokerAddress:
     password: str = field(default="", repr=False)
     ca_file: Path | None = None
     insecure: bool = False
+    max_packet_bytes: int = MAX_MESSAGE_BYTES
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -226,6 +236,11 @@ def parse_broker(
         ca_file=ca_file,
         insecure=insecure,
     )
+
+
+def chunk_bytes_of(link: Link) -> int:
+    """Say how much of a payload one message may carry, so that its packet passes the broker whatever its topic."""
+    return min(DEFAULT_CHUNK_BYTES, link.max_packet_bytes - CHUNK_OVERHEAD_BYTES - MAX_TOPIC_BYTES)
 
 
 def publish_packet_bytes(topic: str, n_payload: int, qos: int) -> int:

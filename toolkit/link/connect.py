@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.config import Settings, read_password
 from toolkit.errors import require
 from toolkit.link.base import BrokerAddress, Link, parse_broker
-from toolkit.wire.limits import MAX_MESSAGE_BYTES
 
 
 def broker_of(
@@ -24,13 +24,14 @@ def broker_of(
     """
     password = read_password(settings, env)
     broker = settings.broker
-    return parse_broker(
+    address = parse_broker(
         broker.address,
         username=broker.username or (default_username if password else ""),
         password=password or "",
         ca_file=Path(broker.ca_file) if broker.ca_file else None,
         insecure=broker.insecure,
     )
+    return replace(address, max_packet_bytes=broker.max_packet_bytes)
 
 
 def make_link(address: BrokerAddress, *, client_id: str, will: tuple[str, bytes] | None = None) -> Link:
@@ -45,4 +46,4 @@ def make_link(address: BrokerAddress, *, client_id: str, will: tuple[str, bytes]
     require("paho", part="agent", purpose="Talking to a broker")
     from toolkit.link.mqtt import MqttLink
 
-    return MqttLink(address, client_id, will=will, max_packet_bytes=MAX_MESSAGE_BYTES)
+    return MqttLink(address, client_id, will=will, max_packet_bytes=address.max_packet_bytes)

@@ -128,6 +128,11 @@ class MemoryLink:
         return 0
 
     @property
+    def max_packet_bytes(self) -> int:
+        """See ``Link.max_packet_bytes``."""
+        return self._max_packet_bytes
+
+    @property
     def n_dropped(self) -> int:
         """Always 0: the queue is as long as the test."""
         return 0

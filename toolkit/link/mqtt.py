@@ -262,6 +262,11 @@ class MqttLink:
         return connection.outstanding_bytes if connection is not None else 0
 
     @property
+    def max_packet_bytes(self) -> int:
+        """See ``Link.max_packet_bytes``."""
+        return self._max_packet_bytes
+
+    @property
     def n_dropped(self) -> int:
         """See ``Link.n_dropped``."""
         return self._n_dropped

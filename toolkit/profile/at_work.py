@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.errors import BrokerError, BrokerUnreachableError
-from toolkit.link.base import BrokerAddress, Connected, Disconnected, Link
+from toolkit.link.base import BrokerAddress, Connected, Disconnected, Link, chunk_bytes_of
 from toolkit.link.connect import make_link
 from toolkit.profile.exchange import BrokerWay
 from toolkit.profile.measure_link import CONNECT_S, POLL_S
 from toolkit.profile.timing import Pace, Timing, time_steps
 from toolkit.wire import chunks
-from toolkit.wire.limits import DEFAULT_CHUNK_BYTES
 
 AHEAD_BYTES = 1024 * 1024
 """While the link has so much to do nothing is handed to it: its own time is measured apart, and must not look like work."""
@@ -41,6 +40,7 @@ def time_at_work(make_payload: Callable[[int], bytearray], way: BrokerWay, pace:
         password=way.password,
         ca_file=Path(way.ca_file) if way.ca_file else None,
         insecure=way.insecure,
+        max_packet_bytes=way.max_packet_bytes,
     )
     link = make_link(address, client_id=way.client, will=(way.topic, b""))
     link.start()
@@ -49,7 +49,7 @@ def time_at_work(make_payload: Callable[[int], bytearray], way: BrokerWay, pace:
 
         def work(index: int) -> None:
             payload = make_payload(index)
-            for chunk in chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES):
+            for chunk in chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=chunk_bytes_of(link)):
                 if link.outstanding_bytes < AHEAD_BYTES:
                     link.publish(way.topic, chunk)
             _hear(link, 0.0)

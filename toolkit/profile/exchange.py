@@ -22,6 +22,7 @@ class BrokerWay(msgspec.Struct, frozen=True, kw_only=True):
     password: str
     ca_file: str
     insecure: bool
+    max_packet_bytes: int
     client: str
     topic: str
     codec: str

@@ -17,11 +17,10 @@ import msgspec
 import numpy as np
 
 from toolkit.errors import BrokerError, BrokerLostError, BrokerUnreachableError, RemoteProtocolError
-from toolkit.link.base import Connected, Disconnected, Link, LinkEvent, Received
+from toolkit.link.base import Connected, Disconnected, Link, LinkEvent, Received, chunk_bytes_of
 from toolkit.profile.link import Link as LinkFacts
 from toolkit.profile.link import Transfer
 from toolkit.wire import chunks, frames, payloads
-from toolkit.wire.limits import DEFAULT_CHUNK_BYTES
 from toolkit.wire.messages import Chunk
 from toolkit.wire.payloads import Batch, PayloadAddress
 
@@ -220,7 +219,9 @@ class LinkMeasurement:
 
     def _measure_down(self) -> None:
         """Keep one chunk at the broker and subscribe to it again and again: nothing goes up meanwhile."""
-        n_bytes = min(max((t.payload_bytes for t in self._up), default=SMALL_BYTES), DEFAULT_CHUNK_BYTES)
+        n_bytes = min(
+            max((t.payload_bytes for t in self._up), default=SMALL_BYTES), chunk_bytes_of(self._link)
+        )
         # Compressible to nobody on the way.
         kept = os.urandom(n_bytes)
         self._link.publish(self._topic, kept, retain=True)
@@ -275,7 +276,7 @@ class LinkMeasurement:
         )
 
     def _split(self, payload: bytearray) -> list[bytearray]:
-        return list(chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=DEFAULT_CHUNK_BYTES))
+        return list(chunks.split(payload, payload_id=os.urandom(16), chunk_bytes=chunk_bytes_of(self._link)))
 
     def _await(self, wanted: Callable[[bytes], bool], *, within_s: float) -> bytes | None:
         """Wait for a message that is wanted; what else arrives is passed over."""

@@ -36,6 +36,11 @@ class MeteredLink:
         return self._link.outstanding_bytes
 
     @property
+    def max_packet_bytes(self) -> int:
+        """See ``Link``."""
+        return self._link.max_packet_bytes
+
+    @property
     def n_dropped(self) -> int:
         """See ``Link``."""
         return self._link.n_dropped
