@@ -3,11 +3,20 @@ import time
 import msgspec
 import numpy as np
 import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from tests.tiny_bundles import CLASSES, manifest_of, scaling_onnx, scaling_segment, write_tiny_bundle
 from toolkit.bundle.folder import write_bundle
 from toolkit.bundle.manifest import Preprocessing
-from toolkit.errors import BrokerUnreachableError, BundleError, DataError, ExitPolicyError, ShapeError
+from toolkit.cli.entry import main
+from toolkit.errors import (
+    BrokerUnreachableError,
+    BundleError,
+    DataError,
+    ExitPolicyError,
+    MachineError,
+    ShapeError,
+)
 from toolkit.runtime import load
 from toolkit.runtime.cascade import Cascade, Reply
 from toolkit.runtime.exit_policy import normalised_entropy, probabilities
@@ -278,3 +287,30 @@ def test_a_gate_is_cheap(tmp_path):
 
     assert best_us(model) - best_us(lambda x: segment.run(x, logits)) < 3 * 30
     assert model.class_names == CLASSES
+
+
+def test_no_memory_is_one_sentence_whenever_it_runs_out(tmp_path, monkeypatch, capsys):
+    bundle = write_tiny_bundle(tmp_path / "b")
+    source = tmp_path / "x.csv"
+    source.write_text("9,0,0\n")
+
+    def runs_out(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(OnnxSegment, "compute", runs_out)
+    assert main(["infer", str(bundle.folder), str(source)]) == 6
+    assert "not enough memory for this bundle and a batch" in capsys.readouterr().err
+    monkeypatch.setattr("toolkit.cli.entry._run", runs_out)
+    assert main(["infer", str(bundle.folder), str(source), "--json"]) == 6
+    assert "too little free memory" in capsys.readouterr().out
+
+
+def test_no_memory_to_load_is_not_the_bundles_fault(tmp_path, monkeypatch):
+    bundle = write_tiny_bundle(tmp_path / "b")
+
+    def runs_out(*_, **__):
+        raise ort_errors.RuntimeException("bfc_arena.cc: Failed to allocate memory for requested buffer")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", runs_out)
+    with pytest.raises(MachineError, match=r"not enough memory to load .*segment1\.onnx"):
+        Cascade(bundle)

@@ -11,7 +11,7 @@ import signal
 import sys
 from types import FrameType
 
-from toolkit.errors import HseeError, MissingPartError, UsageError, report_error
+from toolkit.errors import HseeError, MachineError, MissingPartError, UsageError, report_error
 
 INTERRUPTED = 130
 PARTS = {
@@ -57,6 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         )
         missing.__cause__ = exc
         return report_error(missing, as_json="--json" in words)
+    except MemoryError as exc:
+        full = MachineError(
+            "This machine has too little free memory for that.",
+            hint="End other programs, or give it less to do.",
+        )
+        full.__cause__ = exc
+        return report_error(full, as_json="--json" in words)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -134,7 +134,10 @@ def main(argv: Sequence[str], connect: Connect | None = None) -> int:
     except HseeError as exc:
         return report_error(exc, as_json=as_json)
     except MemoryError as exc:
-        error = MachineError("There is not enough memory for this batch.", hint="Give a smaller --batch.")
+        error = MachineError(
+            "There is not enough memory for this bundle and a batch.",
+            hint="Give a smaller --batch, or export a smaller bundle (--int8).",
+        )
         error.__cause__ = exc
         return report_error(error, as_json=as_json)
     except KeyboardInterrupt:

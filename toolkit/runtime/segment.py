@@ -20,6 +20,8 @@ _ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
 )
 _ONLY_FATAL = 4
+_NO_MEMORY = ("bad_alloc", "allocate memory")
+"""Words of ONNX Runtime's where the machine is to blame, and not the file."""
 
 
 def return_freed_memory() -> None:
@@ -39,7 +41,7 @@ class OnnxSegment:
         threads: that compute one operator together.
         before_growth: called before a file is loaded that could make large tensors of small ones.
     Raises: BundleError: the file is no segment's, ONNX Runtime can't load it, or its inputs and outputs are not those of
-        the manifest.
+        the manifest. MachineError: there is not enough memory to load it.
     """
 
     def __init__(
@@ -65,6 +67,11 @@ class OnnxSegment:
                 content, sess_options=options, providers=["CPUExecutionProvider"]
             )
         except _ORT_ERRORS as exc:
+            if any(word in str(exc) for word in _NO_MEMORY):
+                raise MachineError(
+                    f"There is not enough memory to load {where}.",
+                    hint="End other programs, or export a smaller bundle (--int8).",
+                ) from exc
             raise BundleError(
                 f"ONNX Runtime {ort.__version__} can't load {where}: {exc}.",
                 hint="If it was exported with a newer opset, upgrade onnxruntime; otherwise export it again.",
