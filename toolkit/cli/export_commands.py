@@ -220,9 +220,12 @@ def _show(reports: list[ExportReport]) -> None:
                 f"{report.folder / segment.file}  sha256 {segment.sha256[:16]}  threshold: {segment.threshold_origin}"
             )
             if segment.int8 is not None:
+                int8 = segment.int8
                 typer.echo(
-                    f"{report.folder / segment.int8.file}  {segment.int8.n_bytes / 1e3:.0f} KB of "
-                    f"{segment.n_bytes / 1e3:.0f}  default {segment.default}: {segment.default_reason}"
+                    f"{report.folder / int8.file}  {int8.n_bytes / 1e3:.0f} KB of {segment.n_bytes / 1e3:.0f}, "
+                    f"{_percent(int8.accuracy)} right (drop {int8.drop_points:.2f} points, at most "
+                    f"{int8.drop_upper_points:.2f}), {int8.ms:.3f} ms of {int8.float32_ms:.3f}  "
+                    f"default {segment.default}: {segment.default_reason}"
                 )
         if report.reference:
             typer.echo(f"{report.folder}  keeps {report.reference} ({_percent(report.reference_accuracy)})")
