@@ -23,8 +23,8 @@ def poisoned(scene: Scene) -> str:
     return str(judged)
 
 
-def held_by_suite(name: str, what: str, *paths: str) -> None:
-    """Enter a row that tests of the suite hold."""
+def held_by_suite(name: str, what: str, *paths: str, nightly: bool = False) -> None:
+    """Enter a row that tests of the suite hold; a nightly one's are too slow for the suite."""
 
     def play(scene: Scene) -> str:
         words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *(ROOT / path for path in paths))
@@ -33,7 +33,7 @@ def held_by_suite(name: str, what: str, *paths: str) -> None:
         assert status == 0, done.describe()
         return done.out.strip().splitlines()[-1]
 
-    ROWS[name] = Row(name, what, play, quick=True, in_suite=True)
+    ROWS[name] = Row(name, what, play, quick=not nightly, in_suite=not nightly)
 
 
 @row("H1", "mutated bytes to every decoder")
@@ -51,6 +51,23 @@ held_by_suite("R18", "a cloned card: the newest process wins", "tests/e2e/test_f
 held_by_suite(
     "P2", "a hostile coordinator changes nothing on a device", "tests/numerics/test_hostile_coordinator.py"
 )
+held_by_suite(
+    "T1-T5", "who may say and hear what, on what broker init writes", "tests/integration/test_access.py"
+)
+held_by_suite(
+    "T2+T5",
+    "the embedded broker; nothing off this machine without TLS and a login",
+    "tests/integration/test_broker_process.py",
+    "tests/e2e/test_insecure_by_accident.py",
+)
+held_by_suite("T6", "10,000 replays change nothing", "tests/integration/test_replay_admission.py")
+held_by_suite(
+    "T6b",
+    "10,000 stale and cross-device payloads over TLS, to processes",
+    "tests/faults/replay.py",
+    nightly=True,
+)
+held_by_suite("T7", "join tokens twice, late, left over, of a false broker", "tests/integration/test_join.py")
 held_by_suite("C", "an agent held to the protocol, and agents that break it", "tests/conformance")
 
 

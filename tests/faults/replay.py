@@ -20,6 +20,7 @@ from toolkit.wire.messages import Chunk
 
 pytestmark = [
     pytest.mark.needs_mosquitto,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed"),
 ]
 N_HOSTILE = 10_000
