@@ -20,18 +20,18 @@ from toolkit.failpoints import FAILPOINTS
 NIGHTLY_SCALE = 4
 
 
-def play(row: Row, *, seed: int, scale: int) -> tuple[str, str, set[str]]:
+def play(row: Row, *, seed: int, scale: int) -> tuple[str, str, set[str], int]:
     """Play one row.
 
-    Returns: ``ok``, ``FAILED`` or ``SKIPPED``; what was seen; the failpoints that were hit.
+    Returns: ``ok``, ``FAILED`` or ``SKIPPED``; what was seen; the failpoints that were hit; seeds simulated.
     """
     try:
         with scene(seed, scale) as stage:
-            return "ok", row.play(stage), stage.failpoints
+            return "ok", row.play(stage), stage.failpoints, stage.n_seeds
     except SkippedRowError as exc:
-        return "SKIPPED", str(exc), set()
+        return "SKIPPED", str(exc), set(), 0
     except Exception as exc:  # noqa: BLE001 - the other rows are played all the same
-        return "FAILED", f"{type(exc).__name__}: {exc}", set()
+        return "FAILED", f"{type(exc).__name__}: {exc}", set(), 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,10 +58,12 @@ def main(argv: list[str] | None = None) -> int:
     scale = 1 if args.tier == "quick" else NIGHTLY_SCALE
     verdicts: dict[str, list[str]] = {"ok": [], "FAILED": [], "SKIPPED": []}
     failpoints: set[str] = set()
+    n_seeds = 0
     for name in wanted:
         began_s = time.monotonic()
-        verdict, seen, hit = play(ROWS[name], seed=seed, scale=scale)
+        verdict, seen, hit, n_simulated = play(ROWS[name], seed=seed, scale=scale)
         failpoints |= hit
+        n_seeds += n_simulated
         verdicts[verdict].append(name)
         sys.stdout.write(
             f"{verdict:8}{name:10}{time.monotonic() - began_s:6.1f} s  {ROWS[name].what}: {seen}\n"
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.write(f"FAILED  never hit: {', '.join(missing)}\n")
     sys.stdout.write(
         f"rows run {len(verdicts['ok']) + len(verdicts['FAILED'])} / skipped {len(verdicts['SKIPPED'])}"
-        f" / seeds {seed} / failpoints hit {len(failpoints)}\n"
+        f" / seeds {seed} and {n_seeds} simulated / failpoints hit {len(failpoints)}\n"
     )
     failed = verdicts["FAILED"] or (args.require_all and verdicts["SKIPPED"])
     return 1 if failed else 0

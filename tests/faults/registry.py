@@ -32,11 +32,11 @@ class Row:
 ROWS: dict[str, Row] = {}
 
 
-def row(name: str, what: str, *, quick: bool = True) -> Callable[[Play], Play]:
+def row(name: str, what: str, *, quick: bool = True, in_suite: bool = False) -> Callable[[Play], Play]:
     """Enter a row."""
 
     def enter(play: Play) -> Play:
-        ROWS[name] = Row(name, what, play, quick)
+        ROWS[name] = Row(name, what, play, quick, in_suite)
         return play
 
     return enter

@@ -45,6 +45,7 @@ class Scene:
         self.hsee = Hsee(folder)
         self.hsee.env |= {"HSEE_TAPE": str(self.tape), "OMP_NUM_THREADS": "1"}
         self.failpoints: set[str] = set()
+        self.n_seeds = 0
         self._mosquitto: Mosquitto | None = None
         self._parts: list[Scene] = []
 

@@ -192,6 +192,7 @@ class SimLink:
 
     outstanding_bytes = 0
     n_dropped = 0
+    max_packet_bytes = MAX_MESSAGE_BYTES
 
     def __init__(
         self,
