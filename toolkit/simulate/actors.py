@@ -9,15 +9,14 @@ from typing import Any
 
 from coordinator.server_model import ServerModel
 from coordinator.strategy.base import SubBatch
-from device_agent.state import DeviceFolder
-from device_agent.trainer import Trainer
+from device_agent.state import BEFORE_FILE, TRAINING_FILE, DeviceFolder
+from device_agent.trainer import CURSOR, Trainer
 from toolkit.nn.compute import Numerics
 from toolkit.nn.weights import load_tensors
 from toolkit.simulate.times import FORWARD_SHARE, ActorClock
 from toolkit.wire.payloads import Batch
 
-TRAINING_FILE = "training.safetensors"
-_BEFORE_FILE = "training.round-before.safetensors"
+_ROUND_BEFORE_FILE = "training.round-before.safetensors"
 
 
 class DroppedOutError(Exception):
@@ -127,7 +126,7 @@ class PacedServerModel(ServerModel):
 
 def keep_before(folder: Path) -> None:
     """Keep what a device saved at the end of the round before, under a second name."""
-    saved, before = folder / TRAINING_FILE, folder / _BEFORE_FILE
+    saved, before = folder / TRAINING_FILE, folder / _ROUND_BEFORE_FILE
     if saved.exists():
         beside = before.with_suffix(".new")
         beside.unlink(missing_ok=True)
@@ -140,10 +139,17 @@ def go_back_to(folder: Path, round_: int) -> None:
 
     A real device never goes back; a simulation that was killed does, so that it comes to what it would have come to.
     """
-    for name in (TRAINING_FILE, _BEFORE_FILE):
-        path = folder / name
-        if path.exists() and int(load_tensors(path)["cursor"][0]) <= round_:
-            if name != TRAINING_FILE:
-                path.replace(folder / TRAINING_FILE)
-            return
-    (folder / TRAINING_FILE).unlink(missing_ok=True)
+    saves = [folder / name for name in (TRAINING_FILE, BEFORE_FILE, _ROUND_BEFORE_FILE)]
+    reached = {path: _cursor(path) for path in saves if path.exists()}
+    fitting = {path: cursor for path, cursor in reached.items() if cursor[0] <= round_}
+    newest = max(fitting, key=lambda path: fitting[path], default=None)
+    if newest is None:
+        (folder / TRAINING_FILE).unlink(missing_ok=True)
+        (folder / BEFORE_FILE).unlink(missing_ok=True)
+    elif newest.name != TRAINING_FILE:
+        newest.replace(folder / TRAINING_FILE)
+
+
+def _cursor(path: Path) -> tuple[int, int]:
+    round_, seq = load_tensors(path)[CURSOR].tolist()[:2]
+    return round_, seq

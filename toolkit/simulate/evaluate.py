@@ -21,7 +21,7 @@ from toolkit.nn.steps import DeviceModel, build_device_model, through_segment, t
 from toolkit.nn.weights import load_tensors, load_training_state
 from toolkit.nn.zoo import build_network
 from toolkit.runtime.preprocess import normalise
-from toolkit.simulate.actors import TRAINING_FILE
+from device_agent.state import TRAINING_FILE
 from toolkit.simulate.data import FleetData
 from toolkit.simulate.results import Accuracy
 from toolkit.wire import tensors
