@@ -29,7 +29,7 @@ KEPT_GENERATIONS = 2
 MODEL_FILE = "model.safetensors"
 _STATE_FILE = "checkpoint.json"
 _SUMS_FILE = "SHA256SUMS"
-_DAMAGED = ".damaged"
+_ASIDE = ".aside"
 
 
 class OpenDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,8 +215,8 @@ class Checkpoints:
         return committed_generations(self._folder, disk=self._disk)
 
     def pass_over(self, generation: Generation) -> None:
-        """Take a damaged generation out of the way; it stays to be looked at."""
-        aside = generation.path.with_name(generation.path.name + _DAMAGED)
+        """Take a generation out of the way, damaged or not wanted; it stays to be looked at."""
+        aside = generation.path.with_name(generation.path.name + _ASIDE)
         with writing(aside):
             if self._disk.exists(aside):
                 self._disk.remove(aside)
@@ -259,7 +259,7 @@ class Checkpoints:
 
     def _next_number(self) -> int:
         """No number comes twice, whatever became of the generation that had it."""
-        places = [place_of(name.removesuffix(_DAMAGED)) for name in self._disk.names(self._folder)]
+        places = [place_of(name.removesuffix(_ASIDE)) for name in self._disk.names(self._folder)]
         return max((place[0] for place in places if place is not None), default=-1) + 1
 
 

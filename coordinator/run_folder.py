@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.checkpoints import Checkpoints, Generation
+from coordinator.checkpoints import KEPT_GENERATIONS, Checkpoints, Generation
 from coordinator.ledger import Ledger
 from coordinator.rounds import RoundReport
 from coordinator.run_record import (
@@ -129,6 +129,33 @@ class RunFolder:
         if problems:
             raise problems[0]
         return None, Ledger(path, disk=self.disk)
+
+    def two_newest(self) -> tuple[Generation, Generation]:
+        """The checkpoint that a rewind goes back to, and the newest.
+
+        Raises: RunError: there are not two. CheckpointError: the older one is damaged.
+        """
+        kept = self.checkpoints.kept()
+        if len(kept) < KEPT_GENERATIONS:
+            raise RunError(
+                f"{self.path} holds {len(kept)} checkpoints; to rewind takes two.",
+                hint="A run keeps its newest two. Start another run to begin from the start.",
+            )
+        before, newest = kept
+        before.check()
+        return before, newest
+
+    def rewind(self) -> None:
+        """Take the run back to the checkpoint before the newest, which is set aside; the next start writes that down.
+
+        Raises: RunError, CheckpointError: as :meth:`two_newest`; nothing was changed.
+        """
+        before, newest = self.two_newest()
+        self.checkpoints.pass_over(newest)
+        self.record.rewound_to = before.round
+        self.record.rounds_closed = before.round
+        self.record.status, self.record.detail = "stopped", f"Rewound to the end of round {before.round}."
+        self.save_record()
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file that people read; ``name`` may hold one folder."""

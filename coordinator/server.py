@@ -387,6 +387,7 @@ class Coordinator:
         self._folder.write_metrics(report, underway.state.cuts)
         self._commit(underway, now)
         self._folder.record.rounds_closed = report.round
+        self._folder.record.rewound_to = None  # its entry is committed
         self._folder.save_record()
         failpoint("coordinator.closed_untold")
         self._observe(RoundClosed(report, underway.state.cuts, underway.state.common.rounds))

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.checkpoints import Checkpoints
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, Waiting
-from coordinator.ledger import Applied, Issued, Ledger, Opened, Void, read_ledger
+from coordinator.ledger import Applied, Closed, Issued, Ledger, Opened, Rewound, Void, read_ledger
 from coordinator.planning import GivenCuts
 from coordinator.run_folder import RunFolder
 from coordinator.server import OFFLINE_GRACE_S, Coordinator
@@ -396,3 +396,22 @@ def test_a_long_reason_still_reaches_the_devices(make_fleet):
     fleet.coordinator.end("failed", "x" * 5000)
     fleet.run_until(is_over(fleet))
     assert fleet.members["ant"].agent._stop.detail == "x" * 1024
+
+
+def test_a_rewound_run_trains_its_last_round_again_under_a_new_term(make_fleet):
+    fleet = make_fleet(rounds=4)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 3)
+    fleet.coordinator.end("stopped", "by hand")
+    fleet.coordinator.close()
+    folder = RunFolder(fleet.path / "run", RUN)
+    folder.rewind()
+    folder.close()
+    resumed(fleet)
+    fleet.run_until(is_over(fleet))
+    entries = read_ledger(fleet.path / "run/ledger.jsonl")
+    assert [entry for entry in entries if isinstance(entry, Rewound)] == [Rewound(1, 2)]
+    assert [entry.round for entry in entries if isinstance(entry, Closed)] == [1, 2, 3, 4]
+    for name in fleet.members:
+        for round_ in range(1, 5):
+            assert fleet.trained_in(name, round_) == list(range(1, fleet.n_train(name) + 1))

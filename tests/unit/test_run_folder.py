@@ -10,6 +10,7 @@ from coordinator.rounds import DeviceReport, RoundReport
 from coordinator.run_folder import RunFolder
 from coordinator.run_record import METRICS
 from tests.unit.test_checkpoints import state
+from toolkit.cli.entry import main
 from toolkit.errors import CheckpointError, MachineError, RunError
 from toolkit.wire.seats import MAX_SUPERSEDED
 
@@ -210,3 +211,36 @@ def test_a_ledger_of_another_history_is_not_taken(folder):
     folder.checkpoints.commit(state(2, ledger_length=0, ledger_head="ab" * 32), [])
     with pytest.raises(CheckpointError, match="is not the ledger that its checkpoint names"):
         folder.open_checkpoint()
+
+
+def test_a_rewind_sets_the_newest_checkpoint_aside_and_is_taken_note_of(committed, path):
+    committed.rewind()
+    generation, ledger = committed.open_checkpoint()
+    assert (generation.round, ledger.length) == (2, 2)
+    assert committed.record.rewound_to == 2
+    assert [folder.name for folder in (path / "checkpoints").glob("*.aside")] == ["000002-round-3.aside"]
+    with pytest.raises(RunError, match="holds 1 checkpoints; to rewind takes two"):
+        committed.rewind()
+
+
+def test_nothing_is_rewound_to_a_damaged_checkpoint(committed):
+    flip(committed.checkpoints.kept()[0].path / "model.safetensors", 3)
+    with pytest.raises(CheckpointError, match="000001-round-2"):
+        committed.rewind()
+    assert committed.open_checkpoint()[0].round == 3
+    assert committed.record.rewound_to is None
+
+
+def test_the_command_asks_tells_and_rewinds(committed, path, capsys, monkeypatch):
+    committed.take_up()
+    committed.close()
+    assert main(["run", "rewind", str(path), "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("Would go back from round 3 to the end of round 2.")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    assert main(["run", "rewind", str(path)]) == 2
+    assert "Add --yes if you mean it" in capsys.readouterr().err
+    assert main(["run", "rewind", str(path), "--yes", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["success"], told["from_round"], told["to_round"]) == (True, 3, 2)
+    assert main(["run", "rewind", str(path / "none"), "--yes"]) == 2
+    assert "is no run folder" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from toolkit.cli import (
     invite_commands,
     model_commands,
     profile_commands,
+    rewind_commands,
     run_commands,
     run_show,
     serve_commands,
@@ -82,6 +83,7 @@ coordinator_commands.run_app.command()(run_show.show)
 coordinator_commands.run_app.command("list")(run_commands.list_runs)
 coordinator_commands.run_app.command()(run_commands.compare)
 coordinator_commands.run_app.command()(run_commands.export)
+coordinator_commands.run_app.command()(rewind_commands.rewind)
 app.add_typer(coordinator_commands.run_app, name="run")
 app.add_typer(device_commands.app, name="device")
 app.add_typer(config_commands.app, name="config")

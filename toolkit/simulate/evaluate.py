@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from coordinator.checkpoints import Checkpoints
+from device_agent.state import TRAINING_FILE
 from device_agent.trainer import TAKEN
 from toolkit.nn.cut import depth_of
 from toolkit.nn.datasets import Dataset
@@ -21,7 +22,6 @@ from toolkit.nn.steps import DeviceModel, build_device_model, through_segment, t
 from toolkit.nn.weights import load_tensors, load_training_state
 from toolkit.nn.zoo import build_network
 from toolkit.runtime.preprocess import normalise
-from device_agent.state import TRAINING_FILE
 from toolkit.simulate.data import FleetData
 from toolkit.simulate.results import Accuracy
 from toolkit.wire import tensors

@@ -255,7 +255,7 @@ class World:
                 ),
                 connect_s=FOR_EVER_S,
             )
-            n_damaged = sum(name.endswith(".damaged") for name in disk.names(FOLDER / "checkpoints"))
+            n_damaged = sum(name.endswith(".aside") for name in disk.names(FOLDER / "checkpoints"))
             if n_damaged and not self._rotten:
                 self._tape.problems.append("(R2) a checkpoint was torn, and no bit rotted")
             process.mover.start()
