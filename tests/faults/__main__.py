@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from tests.faults.rows import ROWS, Row
 from tests.faults.scene import SkippedRowError, scene
@@ -20,18 +21,23 @@ from toolkit.failpoints import FAILPOINTS
 NIGHTLY_SCALE = 4
 
 
-def play(row: Row, *, seed: int, scale: int) -> tuple[str, str, set[str], int]:
+def play(row: Row, *, seed: int, scale: int) -> tuple[str, str, set[str], int, float]:
     """Play one row.
 
-    Returns: ``ok``, ``FAILED`` or ``SKIPPED``; what was seen; the failpoints that were hit; seeds simulated.
+    Returns: ``ok``, ``FAILED`` or ``SKIPPED``; what was seen; failpoints hit; seeds simulated; seconds.
     """
+    began_s = time.monotonic()
+    hit: set[str] = set()
+    n_seeds = 0
     try:
         with scene(seed, scale) as stage:
-            return "ok", row.play(stage), stage.failpoints, stage.n_seeds
+            verdict, seen = "ok", row.play(stage)
+            hit, n_seeds = stage.failpoints, stage.n_seeds
     except SkippedRowError as exc:
-        return "SKIPPED", str(exc), set(), 0
+        verdict, seen = "SKIPPED", str(exc)
     except Exception as exc:  # noqa: BLE001 - the other rows are played all the same
-        return "FAILED", f"{type(exc).__name__}: {exc}", set(), 0
+        verdict, seen = "FAILED", f"{type(exc).__name__}: {exc}"
+    return verdict, seen, hit, n_seeds, time.monotonic() - began_s
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tier", choices=("quick", "nightly"), default="quick")
     parser.add_argument("--rows", default="", help="comma-separated; default: all of the tier")
     parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
+    parser.add_argument("--jobs", type=int, default=2, help="rows at a time (default: 2)")
     parser.add_argument("--require-all", action="store_true", help="a skipped row fails")
     args = parser.parse_args(argv)
     seed = int.from_bytes(os.urandom(4)) if args.seed is None else args.seed
@@ -59,20 +66,20 @@ def main(argv: list[str] | None = None) -> int:
     verdicts: dict[str, list[str]] = {"ok": [], "FAILED": [], "SKIPPED": []}
     failpoints: set[str] = set()
     n_seeds = 0
-    for name in wanted:
-        began_s = time.monotonic()
-        verdict, seen, hit, n_simulated = play(ROWS[name], seed=seed, scale=scale)
-        failpoints |= hit
-        n_seeds += n_simulated
-        verdicts[verdict].append(name)
-        sys.stdout.write(
-            f"{verdict:8}{name:10}{time.monotonic() - began_s:6.1f} s  {ROWS[name].what}: {seen}\n"
-        )
-        if verdict == "FAILED":
-            sys.stdout.write(
-                f"        again: python -m tests.faults --tier {args.tier} --rows {name} --seed {seed}\n"
-            )
-        sys.stdout.flush()
+    # Rows mostly wait for processes to come up: two at a time keep two cores busy.
+    with ThreadPoolExecutor(args.jobs) as pool:
+        playing = {pool.submit(play, ROWS[name], seed=seed, scale=scale): name for name in wanted}
+        for played in as_completed(playing):
+            name, (verdict, seen, hit, n_simulated, took_s) = playing[played], played.result()
+            failpoints |= hit
+            n_seeds += n_simulated
+            verdicts[verdict].append(name)
+            sys.stdout.write(f"{verdict:8}{name:12}{took_s:6.1f} s  {ROWS[name].what}: {seen}\n")
+            if verdict == "FAILED":
+                sys.stdout.write(
+                    f"        again: python -m tests.faults --tier {args.tier} --rows {name} --seed {seed}\n"
+                )
+            sys.stdout.flush()
     if args.tier == "nightly" and not args.rows:
         missing = sorted(FAILPOINTS.keys() - failpoints)
         if missing:
