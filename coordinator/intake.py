@@ -14,7 +14,6 @@ from coordinator.underway import Underway
 from toolkit.errors import RemoteProtocolError
 from toolkit.failpoints import failpoint
 from toolkit.wire import chunks, payloads
-from toolkit.wire.limits import MAX_PAYLOAD_BYTES
 from toolkit.wire.messages import Chunk, Payload, Weights
 from toolkit.wire.payloads import Batch
 from toolkit.wire.seats import Seat
@@ -41,7 +40,7 @@ class Intake:
         # PROTOCOL.md 12: "A receiver MAY drop unread what a device sends beyond twice its window in 5 s"
         capacity = WITHOUT_A_JOB_BYTES
         if underway is not None and device in underway.state.jobs:
-            capacity += 2 * underway.loop.window * max(MESSAGE_COST_BYTES, _largest(device, underway.state))
+            capacity += 2 * underway.loop.window * max(MESSAGE_COST_BYTES, _largest(device, underway))
         allowance = self._allowances.get(device)
         if allowance is None or allowance.capacity_bytes != capacity:
             allowance = self._allowances[device] = Allowance(capacity, capacity, now)
@@ -62,7 +61,7 @@ class Intake:
             return  # it owes nothing, so that nothing of it is collected
         assembler = self._assemblers.get(device)
         if assembler is None:
-            assembler = self._assemblers[device] = chunks.Assembler(_largest(device, underway.state))
+            assembler = self._assemblers[device] = chunks.Assembler(_largest(device, underway))
         whole = assembler.add(chunk, body)
         if whole is None:
             return
@@ -115,12 +114,12 @@ class Intake:
         return batch
 
 
-def _largest(device: str, state: CommittedState) -> int:
-    """Bytes of the longest payload that a device's job has; weights may be as long as the protocol lets them."""
-    job = state.jobs[device]
-    if job.sync.mode != "none":
-        return MAX_PAYLOAD_BYTES
-    return payloads.largest_payload_bytes(state.activation_shapes[device], batch_size=job.batch_size)
+def _largest(device: str, underway: Underway) -> int:
+    """Bytes of the longest payload that a device's job has: a batch, or its weights where they are gathered."""
+    state, segments = underway.state, underway.model.segments
+    of_weights = 0 if segments is None else segments.layout_of(device).lengths.payload_bytes()
+    shape, batch_size = state.activation_shapes[device], state.jobs[device].batch_size
+    return max(of_weights, payloads.largest_payload_bytes(shape, batch_size=batch_size))
 
 
 def _check_kind(device: str, header: Payload | Weights, loop: RoundLoop) -> None:

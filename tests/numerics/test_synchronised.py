@@ -7,12 +7,15 @@ import pytest
 from coordinator import segments
 from coordinator.aggregate import CrossLayerMean
 from coordinator.events import Notice, RoundClosed
+from device_agent.trainer import Trainer
 from tests.numerics import oracle, oracle_beyond
 from tests.numerics.fleet import Fleet
 from tests.numerics.same import assert_same
 from tests.numerics.test_run_equals_oracle import CUTS, members_for, settings_for
 from toolkit.errors import RefusedError
 from toolkit.link.memory import MemoryBroker
+from toolkit.nn.weights import training_state
+from toolkit.wire.weights import FlatWeights
 
 MODES = ("same_cut", "prefix")
 
@@ -138,6 +141,25 @@ def test_it_does_when_the_coordinator_is_taken_up_again(tmp_path):
     assert fleet.coordinator.term == 2
     assert sorted(fleet.made_one()) == [1, 2, 3]
     assert_equals_oracle(fleet)
+
+
+@pytest.mark.parametrize("bent", ["too few", "a variance below zero"])
+def test_weights_that_are_none_are_refused_and_the_others_averaged(bent, tmp_path, monkeypatch):
+    def sent(trainer):
+        flat = trainer.layout.flatten(training_state(trainer._model.modules, trainer._model.optimizer))
+        if trainer._device != "dev1":
+            return flat
+        values = flat.values[:-1] if bent == "too few" else -1 - abs(flat.values)
+        return FlatWeights(values, flat.counters, flat.momentum)
+
+    monkeypatch.setattr(Trainer, "weights", sent)
+    fleet = run_fleet(tmp_path, rounds=3)
+    assert fleet.made_one() == {1: ["dev2", "dev3", "dev4"], 2: ["dev2", "dev3", "dev4"]}
+    reasons = [e.text for e in fleet.events if isinstance(e, Notice) and "dev1" in e.text]
+    assert any(("running variance" if bent != "too few" else "rows") in text for text in reasons)
+    devices, _ = play_oracle(fleet)
+    for name in CUTS:
+        assert_same(fleet.device(name), devices[name])
 
 
 def test_bytes_are_counted_both_ways(tmp_path):

@@ -36,7 +36,7 @@ def test_without_a_preset_nothing_changes(tmp_path):
 
 def test_only_the_best_lets_the_server_influence_devices(tmp_path):
     ways = {preset: influence_of(load(f"run.preset={preset}", tmp_path=tmp_path).run) for preset in PRESETS}
-    assert ways == {"default": "", "paper": "", "best": "run.client_sync = prefix"}
+    assert ways == {"default": "", "paper": "", "best": "run.client_sync = prefix, run.server_logits = 1"}
 
 
 def test_what_is_set_by_hand_wins(tmp_path):

@@ -21,6 +21,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "client_sync": "prefix",
         "sync_every": 1,
         "sync_momentum": "average",
+        "server_logits": 1.0,
         "round_steps": 5,
         "eval_every": 5,
         "exit_head": "auto",
