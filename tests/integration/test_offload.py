@@ -1,5 +1,9 @@
 """Offloading over a real broker: what is answered is right, what can't be answered falls back at once, never an error."""
 
+import json
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -14,6 +18,7 @@ from coordinator.routes import Routes
 from coordinator.serving import Server
 from device_agent import asker as asker_module
 from device_agent.asker import Asker
+from tests.e2e.processes import Hsee
 from tests.numerics.fleet import RUN, Fleet, Member, local_data, patterns
 from tests.numerics.fleet import TOPICS as TOPICS_OF_FLEET
 from toolkit.bundle.folder import open_bundle
@@ -345,3 +350,81 @@ def ask_once(link, n):
     frame = questions.encode_ask(address, h, "float32", n=n, ttl_ms=60_000)
     for chunk in chunks.split(frame, payload_id=n.to_bytes(16), chunk_bytes=4096):
         link.publish(TOPICS_OF_FLEET.ask("ant"), chunk, qos=0)
+
+
+# the commands, as processes
+
+
+@pytest.fixture
+def hsee(tmp_path):
+    started = Hsee(tmp_path)
+    yield started
+    started.kill_all()
+
+
+class Typing:
+    """``hsee infer`` on standard input, a row at a time."""
+
+    def __init__(self, hsee, *words):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "toolkit.cli.entry", "infer", *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=hsee.folder,
+            env=hsee.env,
+        )
+
+    def answer(self, sample):
+        self.process.stdin.write(",".join(f"{value:.6f}" for value in sample.ravel()) + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline()
+
+    def end(self):
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+
+def test_the_commands_and_the_broker_gone_between_two_samples(hsee, mosquitto, trained):
+    shutil.copytree(trained / "run", hsee.folder / "runs" / RUN)
+    bundle, x = trained / "bundles" / "ant", samples(3)
+    port = mosquitto.address.port
+    server = hsee.start("coordinator", "serve", f"runs/{RUN}", "--broker", f"127.0.0.1:{port}")
+    server.wait_for("connected to the broker")
+    second = hsee.start("coordinator", "serve", f"runs/{RUN}", "--broker", f"127.0.0.1:{port}")
+    assert second.end() == 1
+    assert "Another coordinator is at work" in second.err
+    broker = ("--broker", f"127.0.0.1:{port}", "--offload-deadline", "20s")
+    typing = Typing(hsee, bundle, "-", "--threshold", "1e-9", *broker)
+    try:
+        assert "coordinator" in typing.answer(x[0])
+        mosquitto.kill()
+        assert typing.answer(x[1]).rstrip().endswith("unsure, fallback")
+    finally:
+        status, out, err = typing.end()
+    assert (status, err) == (0, "")
+    last = out.splitlines()[-1]
+    assert last.startswith(
+        f"offload: 2 asked of mqtt://127.0.0.1:{port}, 1 answered by the coordinator's layers"
+    )
+    assert "1 fell back: 1 " in last
+
+    check_without_a_broker(hsee, port, bundle, x)
+
+
+def check_without_a_broker(hsee, port, bundle, x):
+    """A note and a fallback, never an error; but a connection that would be insecure is refused."""
+    np.save(hsee.folder / "x.npy", x)
+    words = ("infer", bundle, "x.npy", "--threshold", "1e-9", "--json", "--broker")
+    done = hsee.run(*words, f"127.0.0.1:{port}")
+    assert done.end() == 0, done.describe()
+    assert "Unsure samples are answered here" in done.err
+    told = json.loads(done.out)
+    assert {sample["fallback"] for sample in told["samples"]} == {True}
+    summary = told["summary"]
+    assert (summary["n_offloaded"], summary["n_answered"], summary["n_fallback"]) == (len(x), 0, len(x))
+    assert summary["offload"]["reasons"] == {"no connection": len(x)}
+    off_machine = hsee.run(*words, "192.0.2.1:1883")
+    assert off_machine.end() == 4
+    assert "without TLS" in off_machine.out
