@@ -112,7 +112,7 @@ HELD_BY = {
     "broker user remove": "tests/integration/test_broker_init.py",
     "broker user refresh": "tests/integration/test_broker_init.py",
     "calibrate": "tests/unit/test_calibrate.py",
-    "coordinator serve": "tests/e2e/test_offload.py",
+    "coordinator serve": "tests/integration/test_offload.py",
     "coordinator start": "tests/e2e/test_by_hand.py",
     "demo": "tests/e2e/test_demo.py",
     "device group": "tests/e2e/test_watching.py",
