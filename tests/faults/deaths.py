@@ -128,7 +128,7 @@ def terminated(scene: Scene) -> str:
     return f"agent {took[0]:.1f} s, coordinator {took[1]:.1f} s; {scene.judge()}"
 
 
-@row("R17", "an agent is stopped for a while and goes on; a superseded one is fenced")
+@row("R17", "an agent is stopped for a while and goes on")
 def stopped_and_continued(scene: Scene) -> str:
     port = scene.broker().address.port
     agents = {d: scene.agent(port, d, part=f"{n}/24") for n, d in enumerate(("ant", "bee"), start=1)}
