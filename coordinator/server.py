@@ -136,6 +136,7 @@ class Coordinator:
         self._connected_at: float | None = None
         self._restated_at = float("-inf")
         self._word_echoed = False
+        self._elder = ""
         self._first_contact_by: float | None = self._started_at + connect_s
         self.is_connected = False
         self._trying_said = False
@@ -546,18 +547,28 @@ class Coordinator:
         word = read_bridge_word(payload)
         if word.run == self.run:
             self._on_own_run(word)
-        elif self._word_echoed and self._connected_at is not None:
-            now = self._clock()
-            # PROTOCOL.md 3: "The coordinator that came later gives way: it MUST end"
-            if word.state == "online" and now - self._connected_at < NEWCOMER_S:
-                raise RunError(
-                    f"Fleet {self._topics.fleet!r} is served by the run {word.run!r} already.",
-                    hint="Wait for its end or stop it; or give this run a fleet of its own: --fleet",
-                    run=word.run,
-                )
-            if now - self._restated_at >= RESTATE_S:
-                self._restated_at = now
-                self._publish_bridge("online")
+        elif not self._word_echoed:
+            self._elder = word.run if word.state == "online" else ""
+        else:
+            self._on_other_run(word)
+
+    def _on_other_run(self, word: BridgeWord) -> None:
+        """Another run's word behind this one's own first: its coordinator lives.
+
+        Raises: RunError: it was there before.
+        """
+        now = self._clock()
+        is_new = self._connected_at is not None and now - self._connected_at < NEWCOMER_S
+        # PROTOCOL.md 3: "The coordinator that came later gives way: it MUST end"
+        if word.state == "online" and is_new and word.run == self._elder:
+            raise RunError(
+                f"Fleet {self._topics.fleet!r} is served by the run {word.run!r} already.",
+                hint="Wait for its end or stop it; or give this run a fleet of its own: --fleet",
+                run=word.run,
+            )
+        if now - self._restated_at >= RESTATE_S:
+            self._restated_at = now
+            self._publish_bridge("online")
 
     def _on_own_run(self, word: BridgeWord) -> None:
         """Its own word comes back; or a will of an earlier connection, or a coordinator of this run elsewhere.

@@ -117,7 +117,7 @@ class Agent:
         self._fetching: Fetching | None = None
         self._stop: session.Stop | None = None
         self._is_connected = False
-        self._connected_at = 0.0
+        self._link_changed_at = clock()
         self._trying_said = False
         self._refusal_said = ""
         self._first_contact_by: float | None = clock() + connect_s
@@ -255,8 +255,8 @@ class Agent:
 
     def _train_extra(self, trainer: TrainsRounds) -> bool:
         """Rule 8: with no coordinator heard for its lease, a device trains on; but joining comes first."""
-        joins = self._is_connected and self._clock() - self._connected_at < session.REHELLO_AFTER_S
-        if joins or not self._conduct.trains_alone:
+        is_joining = self._clock() - self._link_changed_at < session.REHELLO_AFTER_S
+        if is_joining or not self._conduct.trains_alone:
             return False
         if not self._alone_said:
             self._alone_said = True
@@ -308,7 +308,7 @@ class Agent:
             case Connected():
                 self._say("connected to the broker")
                 self._is_connected, self._first_contact_by, self._refusal_said = True, None, ""
-                self._connected_at = self._clock()
+                self._link_changed_at = self._clock()
                 self._feed(session.LinkUp())
                 self._link.subscribe(self._topics.bridge_state)
                 self._link.publish(self._topics.device_state(self._device), self._word("online"), retain=True)
@@ -330,6 +330,7 @@ class Agent:
             self._say(f"{error.message} Trying again for {due - self._clock():.0f} s.")
         if self._is_connected or isinstance(error, IdentityConflictError):
             self._say(f"lost the broker: {error.message} Trying again.")
+            self._link_changed_at = self._clock()
         elif due is None and not error.retryable and error.code != self._refusal_said:
             self._refusal_said = error.code
             self._say(f"the broker lets this device in no more: {error} Trying again.")

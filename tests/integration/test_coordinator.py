@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import deque
 
 import pytest
@@ -15,7 +16,7 @@ from coordinator.server import OFFLINE_GRACE_S, Coordinator
 from coordinator.service import Service
 from tests.numerics.fleet import RUN, TOPICS, Fleet, Member, local_data, patterns
 from toolkit.config import Run
-from toolkit.errors import MachineError, PartialError, RefusedError, RemoteProtocolError
+from toolkit.errors import MachineError, PartialError, RefusedError, RemoteProtocolError, RunError
 from toolkit.link.base import Received
 from toolkit.link.memory import MemoryLink
 
@@ -415,3 +416,88 @@ def test_a_rewound_run_trains_its_last_round_again_under_a_new_term(make_fleet):
     for name in fleet.members:
         for round_ in range(1, 5):
             assert fleet.trained_in(name, round_) == list(range(1, fleet.n_train(name) + 1))
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+def test_a_run_killed_within_a_round_goes_on_from_its_last_commit_there(make_fleet, strategy):
+    fleet = make_fleet(rounds=2, strategy=strategy, commit_every_s=1e-9, round_steps=6)
+    fleet.start()
+    fleet.run_until(lambda: of_kind(fleet, PlanMade) and n_taken(fleet) >= 5)
+    newest = fleet.coordinator._folder.checkpoints.kept()[-1].state()
+    assert newest.open is not None
+    fleet.coordinator._link.close()
+    fleet.coordinator._ledger._held.clear()  # as a kill leaves it
+    resumed(fleet)
+    assert n_taken(fleet) == sum(held.next - 1 for held in newest.open.devices.values())
+    fleet.run_until(is_over(fleet))
+    entries = read_ledger(fleet.path / "run/ledger.jsonl")
+    for name in fleet.members:
+        applied = [(e.round, e.seq) for e in entries if isinstance(e, Applied) and e.device == name]
+        assert applied == sorted(set(applied))
+        assert fleet.trained_in(name, 1) == fleet.trained_in(name, 2) == list(range(1, 7))
+
+
+def n_taken(fleet):
+    loop = fleet.coordinator._underway.loop
+    return sum(held.next - 1 for held in loop.devices.values())
+
+
+def test_a_round_with_too_few_devices_fails_with_its_count(make_fleet):
+    fleet = make_fleet(rounds=40, quorum=2, min_share=1.0)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    fleet.stop("bee")
+    with pytest.raises(PartialError, match="has 1 of the 2 devices that it needs") as caught:
+        fleet.run_until(lambda: fleet.coordinator.over)
+    assert "run.quorum" in caught.value.hint
+    fleet.run_until(lambda: fleet.members["ant"].agent.over)
+
+
+def test_the_coordinator_of_another_run_gives_way_and_devices_stay(make_fleet, tmp_path):
+    fleet = make_fleet(rounds=30)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    folder = RunFolder(tmp_path / "other", "other")
+    newcomer = Coordinator(
+        MemoryLink(fleet.hub, "coord-other"),
+        topics=TOPICS,
+        folder=folder,
+        settings=fleet.settings,
+        clock=fleet.clock,
+        observe=lambda _event: None,
+    )
+    newcomer.start()
+
+    def meet():
+        for _ in range(50):
+            newcomer.poll(0.0)
+            fleet.sweep()
+
+    with pytest.raises(RunError, match=f"is served by the run '{RUN}' already"):
+        meet()
+    newcomer.close()
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+    assert all(m.agent.result() == "All 30 rounds are done." for m in fleet.members.values())
+
+
+def test_a_coordinator_whose_run_was_taken_up_elsewhere_ends(make_fleet, tmp_path):
+    """R23: a copy of the folder on another machine; the higher term goes on."""
+    fleet = make_fleet(rounds=30)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    shutil.copytree(fleet.path / "run", tmp_path / "copy")
+    elsewhere = Coordinator(
+        MemoryLink(fleet.hub, "elsewhere"),
+        topics=TOPICS,
+        folder=RunFolder(tmp_path / "copy", RUN),
+        settings=fleet.settings,
+        clock=fleet.clock,
+        observe=lambda _event: None,
+    )
+    assert elsewhere.term == fleet.coordinator.term + 1
+    elsewhere.start()
+    elsewhere.poll(0.0)
+    with pytest.raises(RunError, match=r"Another coordinator has taken up run .* \(term 2; this one has 1\)"):
+        fleet.run_until(lambda: False)
+    elsewhere.close()

@@ -332,7 +332,7 @@ def test_a_device_that_hears_no_coordinator_trains_extra_steps_and_owes_them_to_
     world.now = 29.0
     world.poll()
     assert ("extra", 1, 3) not in world.trainer.did
-    world.now = 31.0
+    world.now = 36.0  # its link changed 7 s ago
     world.poll(3)
     assert world.trainer.did.count(("extra", 1, 3)) == 3
     assert sum("training on alone" in line for line in world.said) == 1

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from coordinator.ledger import Aggregated, Applied, Closed, Opened, Void
-from coordinator.rounds import Delivery, RoundLoop
+from coordinator.ledger import Aggregated, Applied, Closed, Opened, Refused, Void
+from coordinator.rounds import PARK_AFTER, Delivery, RoundLoop, Unfit
 from coordinator.strategy.base import RoundView, Strategy
 from coordinator.strategy.sequential import Sequential
 from toolkit.errors import StrategyError
@@ -271,3 +271,101 @@ def test_a_strategy_that_names_a_device_without_a_batch_is_stopped(make_loop):
 
     with pytest.raises(StrategyError, match="chose 'ant', which has no batch here"):
         make_loop(Wrong()).train_one()
+
+
+def unfit(seq):
+    return Unfit(f"digest {seq}", "holds NaN", n_bytes=10)
+
+
+def test_an_unfit_batch_is_entered_with_its_reason_and_trains_nothing(make_loop, book, trainer):
+    loop = make_loop(lists={"ant": (3, 1)})
+    loop.deliver("ant", 2, unfit(2))
+    put(loop, "ant", 1, 3)
+    loop.deliver("ant", 4, unfit(4))
+    train_all(loop)
+    assert loop.complete
+    (report,) = loop.close(101.0, "complete").devices
+    assert [seq for _, _, seq, _ in trainer.applied] == [1, 3]
+    entered = [(type(e).__name__, e.seq) for e in book if isinstance(e, Applied | Refused)]
+    assert entered == [("Applied", 1), ("Refused", 2), ("Applied", 3), ("Refused", 4)]
+    assert [e.reason for e in book if isinstance(e, Refused)] == ["holds NaN", "holds NaN"]
+    assert (report.n_steps, report.n_refused, report.n_void) == (2, 2, 0)
+
+
+def test_a_device_of_many_unfit_batches_is_parked_until_another_process_speaks(make_loop, book):
+    loop = make_loop(lists={"ant": (PARK_AFTER + 2, 0), "bee": (1, 0)}, window=PARK_AFTER + 2)
+    for seq in range(1, PARK_AFTER + 1):
+        loop.deliver("ant", seq, unfit(seq))
+    put(loop, "bee", 1)
+    train_all(loop)
+    assert loop.complete
+    loop.welcome_back("ant")
+    assert not loop.wants("ant", round_=1, seq=PARK_AFTER + 1)
+    loop.close(101.0, "complete")
+    assert Void("ant", 1, PARK_AFTER + 1, PARK_AFTER + 2, "parked") in book
+    loop.open(102.0)
+    assert loop.devices["ant"].excused == "parked"
+    loop.forgive("ant")
+    loop.close(103.0, "complete")
+    loop.open(104.0)
+    assert loop.wants("ant", round_=3, seq=1)
+
+
+def test_a_device_that_misses_its_turn_comes_last_once(make_loop, trainer):
+    loop = make_loop(lists={"ant": (2, 0), "bee": (2, 0), "cat": (1, 0)})
+    loop._turn_s = 10.0
+    put(loop, "bee", 1, 2)
+    train_all(loop)
+    assert loop.pass_turn(100.0) is None
+    assert loop.pass_turn(109.0) is None
+    assert trainer.applied == []
+    assert loop.pass_turn(110.0) == "ant"
+    train_all(loop)
+    assert [device for device, *_ in trainer.applied] == ["bee", "bee"]
+    put(loop, "ant", 1, 2)
+    assert loop.pass_turn(111.0) is None
+    assert loop.pass_turn(121.0) == "cat"  # both came too late: in their own order from here on
+    train_all(loop)
+    assert [device for device, *_ in trainer.applied[2:]] == ["ant", "ant"]
+    assert loop.pass_turn(200.0) is None  # once
+
+
+def test_a_device_whose_data_changed_owes_another_list_from_the_next_round_on(make_loop, book):
+    loop = make_loop(lists={"ant": (3, 0), "bee": (1, 0)})
+    put(loop, "ant", 1)
+    put(loop, "bee", 1)
+    train_all(loop)
+    loop.relist("ant", (5, 1))
+    train_all(loop)
+    assert (loop.limit("ant"), loop.complete) == (2, True)
+    loop.close(101.0, "complete")
+    assert Void("ant", 1, 2, 3, "data_changed") in book
+    loop.open(102.0)
+    assert (loop.devices["ant"].n_train, loop.devices["ant"].n_eval, loop.devices["ant"].excused) == (
+        5,
+        1,
+        "",
+    )
+
+
+def test_a_round_goes_on_where_it_was_committed_and_its_deadline_with_it(make_loop):
+    loop = make_loop(lists={"ant": (3, 1)})
+    put(loop, "ant", 1, 2)
+    train_all(loop)
+    committed = loop.as_committed(130.0)
+    assert (committed.spent_s, committed.devices["ant"].next) == (30.0, 3)
+    again = make_loop(lists={"ant": (3, 1)})
+    again.reopen(1000.0, committed)
+    assert (again.round, again.opened_at, again.devices["ant"].next) == (1, 970.0, 3)
+    put(again, "ant", 3, 4)
+    train_all(again)
+    (report,) = again.close(1001.0, "complete").devices
+    assert (report.n_steps, report.exit_loss) == (3, 0.5)
+
+
+def test_held_out_batches_are_asked_for_again_after_a_commit_within_the_round(make_loop):
+    loop = make_loop(lists={"ant": (1, 2), "bee": (2, 0)})
+    put(loop, "ant", 1, 2, 3)
+    train_all(loop)
+    assert loop.devices["ant"].next == 4
+    assert loop.as_committed(101.0).devices["ant"].next == 2

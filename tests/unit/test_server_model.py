@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from coordinator.checkpoints import Checkpoints
 from coordinator.server_model import ServerModel
 from coordinator.strategy.averaging import Averaging
 from coordinator.strategy.base import PooledBatch, SubBatch
 from coordinator.strategy.consolidated import Consolidated
+from tests.unit.test_checkpoints import state as state_of
 from toolkit.errors import TrainingError
 from toolkit.nn.cut import take_suffix
 from toolkit.nn.zoo import build_network
@@ -112,6 +114,26 @@ def test_kept_momentum_goes_on_after_a_restart(tmp_path):
         train(model, rounds=1)
     assert_equal(through.state(), second.state())
     assert any(not torch.equal(t, forgetful.state()[n]) for n, t in through.state().items())
+
+
+def test_a_commit_within_a_period_keeps_its_open_copies(tmp_path):
+    """In memory or parked, they go on as if nothing had been."""
+    through, first = (
+        make_model(tmp_path / name, Averaging(resident_copies=2)) for name in ("through", "first")
+    )
+    for model in (through, first):
+        train(model, rounds=1)
+        for device in CUTS:
+            model.apply(device, batch(1), round_=2, seq=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.commit(state_of(1), first.files())
+    second = make_model(tmp_path / "second", Averaging(resident_copies=2))
+    second.load(checkpoints.kept()[0])
+    for model in (through, second):
+        for device in CUTS:
+            model.apply(device, batch(2), round_=2, seq=2)
+        model.aggregate(dict.fromkeys(CUTS, 1))
+    assert_equal(through.state(), second.state())
 
 
 def test_an_absent_device_starts_from_the_mean(tmp_path):

@@ -23,6 +23,8 @@ from toolkit.link.base import (
 from toolkit.wire.limits import MAX_MESSAGE_BYTES
 
 KEEPALIVE_S = 10.0
+ATTEMPT = -1
+"""Of which connection a failed attempt is: of none."""
 MAX_QUEUED = 200
 """Messages that a kept session holds for an absent client."""
 
@@ -215,6 +217,7 @@ class SimLink:
         self._n = 0
         self._wants = False
         self._is_connected = False
+        self._is_trying = False
         self._connection = 0
         self._try_at = 0.0
         self.path_is_up = True
@@ -245,18 +248,20 @@ class SimLink:
         events: list[LinkEvent] = []
         while self._incoming and self._incoming[0][0] <= now:
             _, _, event, connection = heapq.heappop(self._incoming)
-            if isinstance(event, Received):
-                if connection != self._connection or not self._is_connected:
+            if isinstance(event, Connected):
+                self._is_connected = True
+            elif connection != self._connection or not self._is_connected:
+                if connection != ATTEMPT:
                     continue
+            elif isinstance(event, Received):
                 self._hub.heard(self, event.topic, event.payload)
-            elif isinstance(event, Disconnected):
-                if connection != self._connection or not self._is_connected:
-                    continue
-                self._is_connected = False
+            else:
+                self._is_connected = self._is_trying = False
                 self._try_at = now + 1.0 + self._hub.rng.random() * 2.0
             events.append(event)
-        if not events and self._wants and not self._is_connected and now >= self._try_at:
-            events = [self._connect(now)]
+        if self._wants and not self._is_connected and not self._is_trying and now >= self._try_at:
+            self._is_trying = True  # its own thread connects, whatever its process computes meanwhile
+            self._hub.at(now, self._connect)
         return events
 
     def close(self, timeout_s: float = 2.0) -> None:
@@ -271,7 +276,8 @@ class SimLink:
     def next_s(self) -> float:
         """When something will be here, or may be tried."""
         due = self._incoming[0][0] if self._incoming else float("inf")
-        return min(due, self._try_at) if self._wants and not self._is_connected else due
+        waits = self._wants and not self._is_connected and not self._is_trying
+        return min(due, self._try_at) if waits else due
 
     def coming(self, at_s: float, topic: str, payload: bytes) -> None:
         """A message is on its way to this process."""
@@ -287,7 +293,7 @@ class SimLink:
         """Nothing comes through for a while, in either direction."""
         self.path_is_up = False
         rng = self._hub.rng
-        if self._is_connected:
+        if self._is_connected or self._is_trying:
             self.lose_soon(rng.random() * 2 * KEEPALIVE_S)
             self._hub.at(
                 self._hub.now() + rng.random() * 1.5 * KEEPALIVE_S, lambda: self._hub.drop(self, will=True)
@@ -304,14 +310,17 @@ class SimLink:
     def _mend(self) -> None:
         self.path_is_up = True
 
-    def _connect(self, now: float) -> LinkEvent:
+    def _connect(self) -> None:
+        if not self._wants:
+            return
         if not (self._hub.is_up and self.path_is_up):
-            self._try_at = now + 1.0 + self._hub.rng.random() * 4.0
-            return Disconnected(BrokerUnreachableError("Nobody answers."))
-        self._is_connected = True
+            self._try_at = self._hub.now() + 1.0 + self._hub.rng.random() * 4.0
+            self._is_trying = False
+            self._push(self._hub.now(), Disconnected(BrokerUnreachableError("Nobody answers.")), ATTEMPT)
+            return
         self._connection += 1
         self._last_at.clear()
-        return Connected(self._hub.connect(self))
+        self._push(self._hub.now(), Connected(self._hub.connect(self)), self._connection)
 
     def _to_broker(self, act: Callable[[], None], *, sure: bool = False) -> None:
         travel_s = self._hub.weather.delay_s if sure else self._hub.travel_s()
@@ -324,7 +333,8 @@ class SimLink:
         if travel_s is not None:
             self._hub.at(self._clock() + travel_s, arrive)
 
-    def _push(self, at_s: float, event: LinkEvent) -> None:
+    def _push(self, at_s: float, event: LinkEvent, connection: int | None = None) -> None:
         self._n += 1
-        heapq.heappush(self._incoming, (at_s, self._n, event, self._connection))
+        of = self._connection if connection is None else connection
+        heapq.heappush(self._incoming, (at_s, self._n, event, of))
         self._wake(at_s)
