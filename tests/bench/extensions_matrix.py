@@ -32,6 +32,11 @@ ROWS: dict[str, Variant] = {
     "Sequential, same cut only, every 5 steps": (5, ("run.client_sync=same_cut",), ()),
     "..., momentum averaged": (5, (*SYNC, "run.sync_momentum=average"), ()),
     "..., momentum dropped": (5, (*SYNC, "run.sync_momentum=reset"), ()),
+    "the same, and the server teaches (1.0): the preset best": (
+        5,
+        (*SYNC, "run.sync_momentum=average", "run.server_logits=1.0"),
+        (),
+    ),
     "..., weights float16, activations int8": (5, (*SYNC, "run.sync_codec=float16", "run.codec=int8"), ()),
     "Averaging every 5 steps, momentum averaged": (5, (), AVERAGING),
     "Averaging every 5 steps, momentum kept": (5, (), (*AVERAGING, "--option", "momentum=keep")),
@@ -66,6 +71,7 @@ ROWS: dict[str, Variant] = {
 OF_HAR = (
     "Sequential",
     "Sequential, prefixes every 5 steps",
+    "the same, and the server teaches (1.0): the preset best",
     "Averaging every 5 steps, momentum averaged",
     "Consolidated",
     "Consolidated, prefixes every 5 steps",
