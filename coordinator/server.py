@@ -16,6 +16,7 @@ import torch
 
 from coordinator.advice import Advisor
 from coordinator.allowance import Seldom
+from coordinator.bridge import Bridge
 from coordinator.checkpoints import KEPT_GENERATIONS, CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
 from coordinator.flow import Flow
@@ -33,7 +34,7 @@ from coordinator.service import Service
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.underway import Model, Underway, take_up
 from toolkit.config import Run
-from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError, RunError
+from toolkit.errors import HseeError, MachineError, PartialError, RemoteProtocolError
 from toolkit.failpoints import failpoint
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, Received, matches
 from toolkit.wire import frames, seats
@@ -50,16 +51,12 @@ from toolkit.wire.messages import (
 )
 from toolkit.wire.seats import Seat
 from toolkit.wire.topics import Topics
-from toolkit.wire.words import BridgeWord, Ending, Presence, encode_word, read_bridge_word, read_device_word
+from toolkit.wire.words import read_bridge_word, read_device_word
 
 OFFLINE_GRACE_S = 30.0
 """A device known to be offline holds a round up no longer than this."""
-NEWCOMER_S = 10.0
-"""A coordinator that hears another run's coordinator answer so soon after it came gives way to it."""
 FAREWELL_S = 60.0
 """A run that is done waits so long for a broker that is away, to tell its devices."""
-RESTATE_S = 5.0
-"""A coordinator answers the words of others in its fleet with its own no more often than so."""
 SCRATCH = "scratch"
 """Folder in the run folder for what does not fit the memory."""
 
@@ -125,6 +122,7 @@ class Coordinator:
             observe=observe,
             clock=clock,
         )
+        self._bridge = Bridge(link, topics=topics, run=self.run, term=self.term, clock=clock)
         self._intake = Intake(settings.activation_limit)
         self._refusals = Seldom()
         self._kept: deque[CommittedState] = deque(maxlen=KEPT_GENERATIONS)
@@ -133,10 +131,6 @@ class Coordinator:
         self._handing_down = HandingDown(link, lambda device: topics.down(self.run, device))
         self._underway: Underway | None = None
         self._committed_at = self._alone_since = self._started_at = clock()
-        self._connected_at: float | None = None
-        self._restated_at = float("-inf")
-        self._word_echoed = False
-        self._elder = ""
         self._first_contact_by: float | None = self._started_at + connect_s
         self.is_connected = False
         self._trying_said = False
@@ -210,9 +204,9 @@ class Coordinator:
         if status in ("finished", "failed"):
             for device in self._roll:
                 self._tell(device, status)
-            self._publish_bridge("offline", ended=status)
+            self._bridge.say("offline", ended=status)
         else:
-            self._publish_bridge("offline")
+            self._bridge.say("offline")
         self._end_silently(status, detail)
 
     def _end_silently(self, status: Status, detail: str) -> None:
@@ -469,9 +463,7 @@ class Coordinator:
                     self._topics.bridge_state,
                     *of_services,
                 )
-                if self._connected_at is None:
-                    self._connected_at = self._clock()
-                self._publish_bridge("online")
+                self._bridge.say("online")
             case Disconnected(error=error):
                 self.is_connected = False
                 due = self._first_contact_by
@@ -540,55 +532,16 @@ class Coordinator:
             self._roll.advance(device, seats.Gone(bytes.fromhex(word.boot_nonce)))
 
     def _on_bridge(self, payload: bytes) -> None:
-        """A coordinator's word in this fleet: this one's own, or that of another run.
+        """A coordinator's word in this fleet: this one's own, or that of another.
 
-        Raises: RunError: another run has the fleet.
+        Raises: RunError: this one has to end.
         """
         word = read_bridge_word(payload)
-        if word.run == self.run:
-            self._on_own_run(word)
-        elif not self._word_echoed:
-            self._elder = word.run if word.state == "online" else ""
-        else:
-            self._on_other_run(word)
-
-    def _on_other_run(self, word: BridgeWord) -> None:
-        """Another run's word behind this one's own first: its coordinator lives.
-
-        Raises: RunError: it was there before.
-        """
-        now = self._clock()
-        is_new = self._connected_at is not None and now - self._connected_at < NEWCOMER_S
-        # PROTOCOL.md 3: "The coordinator that came later gives way: it MUST end"
-        if word.state == "online" and is_new and word.run == self._elder:
-            raise RunError(
-                f"Fleet {self._topics.fleet!r} is served by the run {word.run!r} already.",
-                hint="Wait for its end or stop it; or give this run a fleet of its own: --fleet",
-                run=word.run,
-            )
-        if now - self._restated_at >= RESTATE_S:
-            self._restated_at = now
-            self._publish_bridge("online")
-
-    def _on_own_run(self, word: BridgeWord) -> None:
-        """Its own word comes back; or a will of an earlier connection, or a coordinator of this run elsewhere.
-
-        Raises: RunError: a newer coordinator has taken up this run elsewhere.
-        """
-        # PROTOCOL.md 7: "A coordinator that hears of a higher term of its run MUST end, and say nothing more"
-        if word.term > self.term:
-            lost = RunError(
-                f"Another coordinator has taken up run {self.run} (term {word.term}; this one has {self.term}).",
-                hint="Only one of them can go on, and it is the other one.",
-                term=word.term,
-            )
+        lost = self._bridge.taken_over_by(word)
+        if lost is not None:
             self._end_silently("stopped", lost.message)
             raise lost
-        if word.term == self.term and word.state == "online":
-            self._word_echoed = True
-        elif self._word_echoed:
-            # A late last will of an earlier connection: devices must not take this coordinator for gone.
-            self._publish_bridge("online")
+        self._bridge.hear(word)
 
     def _on_hello(self, device: str, hello: Hello) -> None:
         accepted, fresh = self._roll.hello(device, hello, self._underway)
@@ -637,7 +590,3 @@ class Coordinator:
 
     def _send(self, device: str, message: DownMessage) -> None:
         self._link.publish(self._topics.down(self.run, device), frames.encode(message))
-
-    def _publish_bridge(self, state: Presence, *, ended: Ending = "") -> None:
-        word = encode_word(BridgeWord(state, self.run, self.term, ended))
-        self._link.publish(self._topics.bridge_state, word, retain=True)
