@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
-from coordinator.rounds import RoundReport
+from coordinator.round_report import RoundReport
 from toolkit.wire.job import influence_line
 
 BYTES_PER_MB = 1e6

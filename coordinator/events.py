@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator.planning import FleetPlan
-from coordinator.rounds import RoundReport
+from coordinator.round_report import RoundReport
 from coordinator.run_record import Status
 
 

@@ -15,7 +15,7 @@ from toolkit.wire.telemetry import Telemetry, read_log_lines, read_telemetry
 from toolkit.wire.topics import Topics
 
 if TYPE_CHECKING:
-    from coordinator.rounds import RoundReport
+    from coordinator.round_report import RoundReport
     from coordinator.underway import Underway
 
 SILENT_S = 60.0

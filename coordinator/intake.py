@@ -9,7 +9,8 @@ import numpy as np
 
 from coordinator.allowance import MESSAGE_COST_BYTES, WITHOUT_A_JOB_BYTES, Allowance
 from coordinator.checkpoints import CommittedState
-from coordinator.rounds import Delivery, RoundLoop, Unfit, WeightsDelivery
+from coordinator.device_round import Delivery, Unfit, WeightsDelivery
+from coordinator.rounds import RoundLoop
 from coordinator.underway import Underway
 from toolkit.errors import RemoteProtocolError
 from toolkit.failpoints import failpoint

@@ -7,12 +7,11 @@ In a round that gathers segments the list ends with the device's weights.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 
-from coordinator.checkpoints import OpenDevice, OpenRound
+from coordinator.checkpoints import OpenRound
+from coordinator.device_round import Delivery, DeviceRound, ItemKind, Unfit, WeightsDelivery
 from coordinator.ledger import (
     Aggregated,
     Applied,
@@ -24,6 +23,7 @@ from coordinator.ledger import (
     Synchronised,
     Void,
 )
+from coordinator.round_report import RoundReport, report_on
 from coordinator.strategy.base import (
     DeviceProgress,
     PooledBatch,
@@ -32,215 +32,16 @@ from coordinator.strategy.base import (
     Strategy,
     SubBatch,
 )
+from coordinator.trainer import Trainer
 from toolkit.errors import StrategyError
 from toolkit.failpoints import failpoint
 from toolkit.wire.job import Job
-from toolkit.wire.payloads import Batch
-
-if TYPE_CHECKING:
-    import torch
-
-ItemKind = Literal["train", "eval", "weights"]
-
-
-class Trainer(Protocol):
-    """What the loop needs of the server's model."""
-
-    @property
-    def resident(self) -> Collection[str]:
-        """Devices whose copy is in memory."""
-        ...
-
-    @property
-    def n_free_copies(self) -> int:
-        """Copies that can be opened before another has to leave the memory."""
-        ...
-
-    def apply(self, device: str, batch: Batch, *, round_: int, seq: int) -> float:
-        """Train on one batch; returns its loss, nats."""
-        ...
-
-    def pool(self, device: str, batch: Batch, *, seq: int) -> None:
-        """Keep one batch for the round's mixed steps."""
-
-    def begin_mixing(self, batches: Sequence[PooledBatch]) -> None:
-        """Say how sub-batches count the pool's batches."""
-
-    def apply_mixed(self, parts: Sequence[SubBatch], *, round_: int, step: int) -> list[float]:
-        """Train on samples of several devices; returns each sub-batch's loss, nats."""
-        ...
-
-    def aggregate(self, weights: Mapping[str, int]) -> None:
-        """Make one network of the copies, and drop them all."""
-
-    def gather(self, device: str, segment: Mapping[str, torch.Tensor]) -> None:
-        """Keep a device's segment until the round closes."""
-
-    def make_segments_one(self, devices: Collection[str], *, round_: int) -> None:
-        """Average the segments that the round gathered."""
-
-    def end_round(self, round_: int) -> None:
-        """Forget what was gathered for the round."""
-
-    def n_correct(self, device: str, batch: Batch) -> Mapping[str, int]:
-        """Count held-out samples classified right: under "server" by the classifier, under its stage by each exit."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A whole, valid batch and the digest of the payload that brought it."""
-
-    batch: Batch
-    digest: str
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsDelivery:
-    """A device's segment as it stands behind its list, by name, and the digest of the payload that brought it."""
-
-    segment: Mapping[str, torch.Tensor]
-    segment_step: int
-    digest: str
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unfit:
-    """A batch that came whole and that nothing can be trained on; the digest of its payload, and why."""
-
-    digest: str
-    reason: str
-    n_bytes: int
-
 
 PARK_AFTER = 8
 """A device of which so many batches were unfit in a round is parked: no round waits for this process of it."""
 PARKED = "parked"
 RETURNS = ("left", "offline")
 """Excuses that end when the device is back."""
-
-
-@dataclass(slots=True)
-class DeviceRound:
-    """One device within the open round: its list, the cursor on it, and sums for the report.
-
-    Attributes:
-        ready_to: first training seq that is not here in order.
-        held_out: held-out batches taken up; they enter the ledger at the close.
-        weights: here, while something before it in the list is not.
-        given: the entry of the weights taken up; likewise.
-        n_refused: training batches passed over as unfit.
-        postponed: it missed its turn and stands at the end of the order.
-    """
-
-    n_train: int
-    n_eval: int
-    n_weights: int = 0
-    next: int = 1
-    ready_to: int = 1
-    waiting: dict[int, Delivery | Unfit] = field(default_factory=dict)
-    held_out: list[Delivery | Unfit] = field(default_factory=list)
-    weights: WeightsDelivery | None = None
-    given: Gathered | None = None
-    excused: str = ""
-    postponed: bool = False
-    n_refused: int = 0
-    n_samples: int = 0
-    n_bytes: int = 0
-    weights_bytes: int = 0
-    lowered_bytes: int = 0
-    loss_sum: float = 0.0
-    loss_weight: float = 0.0
-    exit_loss_sum: float = 0.0
-
-    @property
-    def n_owed(self) -> int:
-        """Length of the list."""
-        return self.n_train + self.n_eval + self.n_weights
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing more is waited for."""
-        return self.next > self.n_owed or bool(self.excused)
-
-    @property
-    def n_taken(self) -> int:
-        """Training batches taken up, applied or refused."""
-        return min(self.next - 1, self.n_train)
-
-    @property
-    def n_applied(self) -> int:
-        """Training batches applied."""
-        return self.n_taken - self.n_refused
-
-    def n_ready(self) -> int:
-        """Training batches that are here in order."""
-        return max(0, self.ready_to - self.next)
-
-    def put(self, seq: int, delivery: Delivery | Unfit) -> None:
-        """Take a delivery in."""
-        self.waiting[seq] = delivery
-        self.n_bytes += delivery.n_bytes
-        while self.ready_to <= self.n_train and self.ready_to in self.waiting:
-            self.ready_to += 1
-
-    def as_committed(self) -> OpenDevice:
-        """What a commit within the round keeps: held-out batches are asked for again."""
-        return OpenDevice(
-            owed=(self.n_train, self.n_eval, self.n_weights),
-            next=min(self.next, self.n_train + 1),
-            n_samples=self.n_samples,
-            n_bytes=self.n_bytes,
-            n_refused=self.n_refused,
-            loss_sum=self.loss_sum,
-            loss_weight=self.loss_weight,
-            exit_loss_sum=self.exit_loss_sum,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceReport:
-    """What a round came to for one device; accuracies are over its own held-out samples, None if none came.
-
-    Attributes:
-        n_steps: batches the server trained on.
-        n_void: items of the list that never came.
-        n_bytes: up, of payloads; ``weights_bytes`` of these are weights.
-        lowered_bytes: down, of what was handed down.
-        shallow_accuracy: of the exits before the cut, shallow first; ``server_exit_accuracy`` of those behind it.
-        n_refused: items that came and were unfit.
-        exit_loss: mean over its training batches, nats; None if there were none.
-        server_loss: likewise, at the server.
-        excused: why the round did not wait for it; empty where it did.
-    """
-
-    device: str
-    n_steps: int
-    n_void: int
-    n_bytes: int
-    n_eval: int
-    exit_loss: float | None
-    server_loss: float | None
-    exit_accuracy: float | None
-    server_accuracy: float | None
-    excused: str = ""
-    weights_bytes: int = 0
-    lowered_bytes: int = 0
-    shallow_accuracy: tuple[float, ...] = ()
-    n_refused: int = 0
-    server_exit_accuracy: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class RoundReport:
-    """What a round came to."""
-
-    round: int
-    seconds: float
-    reason: str
-    devices: tuple[DeviceReport, ...]
 
 
 class RoundLoop:
@@ -320,10 +121,7 @@ class RoundLoop:
 
     def kind_of(self, device: str, seq: int) -> ItemKind:
         """What stands at a place of a device's list."""
-        held = self.devices[device]
-        if seq > held.n_train + held.n_eval:
-            return "weights"
-        return "train" if seq <= held.n_train else "eval"
+        return self.devices[device].kind_of(seq)
 
     def reopen(self, now: float, committed: OpenRound) -> None:
         """Go on in a round that was open at the last commit; time since then does not count on its deadline."""
@@ -367,7 +165,7 @@ class RoundLoop:
             and round_ == self.round
             and held.next <= seq < self.limit(device)
             and seq not in held.waiting
-            and (held.weights is None or self.kind_of(device, seq) != "weights")
+            and (held.weights is None or held.kind_of(seq) != "weights")
             and not held.excused
         )
 
@@ -491,7 +289,9 @@ class RoundLoop:
         self._trainer.end_round(self.round)
         self._record(Closed(self.round, reason))
         self.is_open = False
-        reports = tuple(self._report(device, held) for device, held in self.devices.items())
+        reports = tuple(
+            report_on(device, held, self._trainer.n_correct) for device, held in self.devices.items()
+        )
         return RoundReport(self.round, now - self.opened_at, reason, reports)
 
     def _list_of(self, device: str, round_: int) -> DeviceRound:
@@ -592,30 +392,3 @@ class RoundLoop:
                 DeviceProgress(device, n_owed, n_applied, n_ready, held.n_samples, has_copy, held.postponed)
             )
         return RoundView(self.round, self._seed, tuple(progress), self.window, self._trainer.n_free_copies)
-
-    def _report(self, device: str, held: DeviceRound) -> DeviceReport:
-        held_out = [delivery.batch for delivery in held.held_out if isinstance(delivery, Delivery)]
-        n_eval = sum(len(batch.y) for batch in held_out)
-        n_steps = held.n_applied
-        shallow = [batch.shallow_correct for batch in held_out]
-        n_server: Counter[str] = Counter()
-        for batch in held_out:
-            n_server.update(self._trainer.n_correct(device, batch))
-        at_classifier = n_server.pop("server", 0)
-        return DeviceReport(
-            device=device,
-            n_steps=n_steps,
-            n_void=held.n_owed - (held.next - 1),
-            n_bytes=held.n_bytes,
-            n_eval=n_eval,
-            exit_loss=held.exit_loss_sum / n_steps if n_steps else None,
-            server_loss=held.loss_sum / held.loss_weight if held.loss_weight else None,
-            exit_accuracy=sum(batch.exit_correct for batch in held_out) / n_eval if n_eval else None,
-            server_accuracy=at_classifier / n_eval if n_eval else None,
-            excused=held.excused,
-            weights_bytes=held.weights_bytes,
-            lowered_bytes=held.lowered_bytes,
-            shallow_accuracy=tuple(sum(n) / n_eval for n in zip(*shallow, strict=True)),
-            n_refused=held.n_refused + len(held.held_out) - len(held_out),
-            server_exit_accuracy={stage: n / n_eval for stage, n in n_server.items()},
-        )

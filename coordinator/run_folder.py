@@ -23,7 +23,7 @@ import msgspec
 
 from coordinator.checkpoints import KEPT_GENERATIONS, Checkpoints, Generation
 from coordinator.ledger import Ledger
-from coordinator.rounds import RoundReport
+from coordinator.round_report import RoundReport
 from coordinator.run_record import (
     CHECKPOINTS,
     METRICS,

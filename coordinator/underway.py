@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from coordinator.checkpoints import CommittedState, Generation
 from coordinator.ledger import Entry
-from coordinator.rounds import RoundLoop, Trainer
+from coordinator.rounds import RoundLoop
 from coordinator.segments import Segments
 from coordinator.server_logits import ServerLogits
 from coordinator.strategy.catalogue import make_strategy
+from coordinator.trainer import Trainer
 from toolkit.wire.weights import FlatWeights
 
 WAITING_BUDGET_BYTES = 256 * 1024 * 1024

@@ -8,7 +8,7 @@ from coordinator.events import Ended, Notice, RoundClosed
 from coordinator.history import HISTORY_FILE, Event, History
 from coordinator.ledger import Closed, Planned, TermRaised, Void
 from coordinator.recorder import Recorder
-from coordinator.rounds import DeviceReport, RoundReport
+from coordinator.round_report import DeviceReport, RoundReport
 from coordinator.run_folder import RunFolder
 from tests.unit.test_checkpoints import state
 from toolkit.errors import CheckpointError, MachineError

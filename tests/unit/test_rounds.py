@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from coordinator.device_round import Delivery, Unfit
 from coordinator.ledger import Aggregated, Applied, Closed, Opened, Refused, Void
-from coordinator.rounds import PARK_AFTER, Delivery, RoundLoop, Unfit
+from coordinator.rounds import PARK_AFTER, RoundLoop
 from coordinator.strategy.base import RoundView, Strategy
 from coordinator.strategy.sequential import Sequential
 from toolkit.errors import StrategyError

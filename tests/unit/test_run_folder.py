@@ -6,7 +6,7 @@ import json
 import pytest
 
 from coordinator.ledger import TermRaised, read_ledger
-from coordinator.rounds import DeviceReport, RoundReport
+from coordinator.round_report import DeviceReport, RoundReport
 from coordinator.run_folder import RunFolder
 from coordinator.run_record import METRICS
 from tests.unit.test_checkpoints import state

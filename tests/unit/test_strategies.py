@@ -6,8 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from coordinator.device_round import Delivery
 from coordinator.ledger import Applied, Void
-from coordinator.rounds import Delivery, RoundLoop
+from coordinator.rounds import RoundLoop
 from coordinator.strategy.averaging import Averaging
 from coordinator.strategy.base import DeviceProgress, PooledBatch, PoolView, RoundView, Strategy
 from coordinator.strategy.catalogue import make_strategy

@@ -11,7 +11,7 @@ import msgspec
 
 from coordinator.event_lines import BYTES_PER_MB, lines_of, percent
 from coordinator.events import PlanMade, RoundClosed, RunEvent
-from coordinator.rounds import DeviceReport
+from coordinator.round_report import DeviceReport
 from toolkit.cli.output import console, is_terminal
 from toolkit.journal import write_line
 
