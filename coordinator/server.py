@@ -16,6 +16,7 @@ import torch
 
 from coordinator.advice import Advisor
 from coordinator.allowance import Seldom
+from coordinator.attendance import check_quorum, excuse_the_lost
 from coordinator.bridge import Bridge
 from coordinator.checkpoints import KEPT_GENERATIONS, CommittedState
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, RunEvent, Waiting
@@ -26,7 +27,6 @@ from coordinator.ledger import Planned, Rewound, TermRaised
 from coordinator.planning import Planner, ProfilePlanner, server_spec
 from coordinator.registry import unite
 from coordinator.roll import Roll
-from coordinator.rounds import RoundLoop
 from coordinator.run_folder import RunFolder
 from coordinator.run_record import Status
 from coordinator.server_model import ServerModel
@@ -53,8 +53,6 @@ from toolkit.wire.seats import Seat
 from toolkit.wire.topics import Topics
 from toolkit.wire.words import read_bridge_word, read_device_word
 
-OFFLINE_GRACE_S = 30.0
-"""A device known to be offline holds a round up no longer than this."""
 FAREWELL_S = 60.0
 """A run that is done waits so long for a broker that is away, to tell its devices."""
 SCRATCH = "scratch"
@@ -257,7 +255,8 @@ class Coordinator:
         if late is not None:
             self._observe(Notice(f"{late} missed its turn in round {loop.round}; it comes last."))
             return True
-        self._excuse_the_lost(loop, now)
+        for device, why in excuse_the_lost(loop, self._roll, now):
+            self._observe(Notice(f"Round {loop.round} goes on without {device} ({why})."))
         if loop.complete:
             self._close_round(underway, now, "deadline" if loop.is_overdue else "complete")
             return True
@@ -377,7 +376,7 @@ class Coordinator:
 
     def _close_round(self, underway: Underway, now: float, reason: str) -> None:
         loop = underway.loop
-        self._check_quorum(loop)
+        check_quorum(loop, quorum=self._settings.quorum, min_share=self._settings.min_share)
         report = loop.close(now, reason)
         self._folder.write_metrics(report, underway.state.cuts)
         self._commit(underway, now)
@@ -403,21 +402,6 @@ class Coordinator:
                 Notice(f"Every device is gone after round {loop.round}; the next one waits for the first.")
             )
 
-    def _check_quorum(self, loop: RoundLoop) -> None:
-        """Rule 11: the quorum counts devices with at least ``min_share`` of their list taken up.
-
-        Raises: PartialError: there are too few.
-        """
-        shares = {device: (held.next - 1) / held.n_owed for device, held in loop.devices.items()}
-        enough = [device for device, share in shares.items() if share >= self._settings.min_share]
-        if len(enough) < self._settings.quorum:
-            raise PartialError(
-                f"Round {loop.round} has {len(enough)} of the {self._settings.quorum} devices that it needs.",
-                hint="What was trained before it is kept. Bring devices back and resume the run, or lower run.quorum.",
-                round=loop.round,
-                enough=enough,
-            )
-
     def _commit(self, underway: Underway, now: float) -> None:
         """Commit what is trained: ledger rows first, then the checkpoint's rename."""
         loop = underway.loop
@@ -440,14 +424,6 @@ class Coordinator:
         self._kept.append(underway.state)
         self._committed_at = now
         failpoint("coordinator.committed")
-
-    def _excuse_the_lost(self, loop: RoundLoop, now: float) -> None:
-        for device, held in loop.devices.items():
-            seat = self._roll[device]
-            silent_s = now - max(seat.last_heard, loop.opened_at)
-            if not held.complete and (seat.left or (not seat.connected and silent_s >= OFFLINE_GRACE_S)):
-                loop.excuse(device, "left" if seat.left else "offline")
-                self._observe(Notice(f"Round {loop.round} goes on without {device} ({held.excused})."))
 
     # What arrives
 

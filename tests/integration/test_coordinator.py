@@ -7,12 +7,13 @@ from collections import deque
 
 import pytest
 
+from coordinator.attendance import OFFLINE_GRACE_S
 from coordinator.checkpoints import Checkpoints
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, Waiting
 from coordinator.ledger import Applied, Closed, Issued, Ledger, Opened, Rewound, Void, read_ledger
 from coordinator.planning import GivenCuts
 from coordinator.run_folder import RunFolder
-from coordinator.server import OFFLINE_GRACE_S, Coordinator
+from coordinator.server import Coordinator
 from coordinator.service import Service
 from tests.numerics.fleet import RUN, TOPICS, Fleet, Member, local_data, patterns
 from toolkit.config import Run
