@@ -35,11 +35,13 @@ _ASIDE = ".aside"
 class OpenDevice(msgspec.Struct, frozen=True, kw_only=True):
     """Where a device stood in a round that was open at the commit, and its sums for the report.
 
-    ``owed`` are its training and held-out batches and its weights in the round.
+    ``owed`` are its training and held-out batches and its weights in the round; ``excused`` says why the round waits
+    for it no longer, unless it may come back.
     """
 
     owed: tuple[int, int, int]
     next: int
+    excused: str = ""
     n_samples: int = 0
     n_bytes: int = 0
     n_refused: int = 0

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 ItemKind = Literal["train", "eval", "weights"]
+RETURNS = ("left", "offline")
+"""Excuses that end when the device is back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class DeviceRound:
         """What a commit within the round keeps: held-out batches are asked for again."""
         return OpenDevice(
             owed=(self.n_train, self.n_eval, self.n_weights),
+            excused="" if self.excused in RETURNS else self.excused,
             next=min(self.next, self.n_train + 1),
             n_samples=self.n_samples,
             n_bytes=self.n_bytes,

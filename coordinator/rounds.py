@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from coordinator.checkpoints import OpenRound
-from coordinator.device_round import Delivery, DeviceRound, ItemKind, Unfit, WeightsDelivery
+from coordinator.device_round import RETURNS, Delivery, DeviceRound, ItemKind, Unfit, WeightsDelivery
 from coordinator.ledger import (
     Aggregated,
     Applied,
@@ -40,8 +40,6 @@ from toolkit.wire.job import Job
 PARK_AFTER = 8
 """A device of which so many batches were unfit in a round is parked: no round waits for this process of it."""
 PARKED = "parked"
-RETURNS = ("left", "offline")
-"""Excuses that end when the device is back."""
 
 
 class RoundLoop:
@@ -135,6 +133,7 @@ class RoundLoop:
                 *was.owed,
                 next=was.next,
                 ready_to=was.next,
+                excused=was.excused,
                 n_refused=was.n_refused,
                 n_samples=was.n_samples,
                 n_bytes=was.n_bytes,

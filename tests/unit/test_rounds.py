@@ -370,3 +370,14 @@ def test_held_out_batches_are_asked_for_again_after_a_commit_within_the_round(ma
     train_all(loop)
     assert loop.devices["ant"].next == 4
     assert loop.as_committed(101.0).devices["ant"].next == 2
+
+
+def test_a_device_excused_for_good_stays_so_through_a_commit_within_the_round(make_loop):
+    """Its list is of other data: asked for it, it would send what nobody owes."""
+    loop = make_loop(lists={"ant": (3, 0), "bee": (2, 0)})
+    loop.relist("ant", (1, 1))
+    loop.excuse("bee", "offline")
+    again = make_loop(lists={"ant": (1, 1), "bee": (2, 0)})
+    again.reopen(200.0, loop.as_committed(101.0))
+    assert (again.devices["ant"].excused, again.limit("ant")) == ("data_changed", 1)
+    assert again.devices["bee"].excused == ""
