@@ -226,13 +226,18 @@ class Agent:
         if self._fetching is not None and flow.lowered_round > trainer.lowered_round and trainer.is_untouched:
             self._ask_for(flow.lowered_round, self._fetching)
             return False
-        credit = session.may_send(self._session)
+        credit = [seq for seq in session.may_send(self._session) if self._has(trainer, flow.round, seq)]
         if credit and self._link.outstanding_bytes < OUTSTANDING_BYTES:
-            return self._serve(trainer, credit.start)
+            return self._serve(trainer, credit[0])
         if not credit and trainer.seq < trainer.n_train and len(self._ready) < AHEAD:
             self._train(trainer)
             return True
         return False
+
+    def _has(self, trainer: TrainsRounds, round_: int, seq: int) -> bool:
+        """Whether there is such an item: a coordinator that does not know yet of other data asks for the list of the old."""
+        gathers = self._job is not None and self._job.gathers(round_)
+        return seq <= trainer.n_batches + gathers
 
     def _serve(self, trainer: TrainsRounds, seq: int) -> bool:
         """Send batch ``seq``, after training up to it if need be."""

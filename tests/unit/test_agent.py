@@ -323,6 +323,15 @@ def test_a_lost_broker_is_told_once_and_the_device_says_hello_again(world):
     assert sum(line.startswith("lost the broker") for line in world.said) == 1
 
 
+def test_a_device_sends_nothing_that_its_list_does_not_have(world):
+    """A coordinator that does not know yet of a device's other data asks for the list of the old."""
+    world.join()
+    world.state(1, 9)
+    world.poll(30)
+    assert world.seqs() == [1, 2, 3, 4]
+    assert world.agent.phase is DevicePhase.TRAINING
+
+
 def test_a_device_that_hears_no_coordinator_trains_extra_steps_and_owes_them_to_nobody(world):
     world.join()
     world.state(1, 2)
