@@ -211,6 +211,8 @@ class Checkpoints:
             # A power cut brings back what was dropped. It must not count again once a newer one is passed over:
             # the watermark would fall.
             self._drop_old()
+            # What is seen here will be told as durable; the process before may have died before it made it so.
+            disk.sync_folder(folder)
 
     def kept(self) -> list[Generation]:
         """The generations that count, oldest first."""
