@@ -111,8 +111,7 @@ def check_run_folder(run):
         assert (run / name).stat().st_size, name
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
-        f"{ROUNDS - 1:06d}",
-        f"{ROUNDS:06d}",
+        f"{number:06d}-round-{number}" for number in (ROUNDS - 1, ROUNDS)
     ]
     entries = read_ledger(run / "ledger.jsonl")
     assert sum(isinstance(entry, Planned) for entry in entries) == 1
