@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import logging
 import os
 import re
 import shlex
@@ -15,7 +14,7 @@ import msgspec
 import typer
 
 from toolkit.cli.options import Json
-from toolkit.cli.output import confirm, emit_json, table
+from toolkit.cli.output import confirm, emit_json, hush_link, table
 from toolkit.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def join(
             f"A board joins over TLS, and {broker!r} is without.", hint=f"Write mqtts://{address.host}."
         )
     # The broker's refusal of the used token is what this waits for; a warning would only frighten.
-    logging.getLogger("toolkit.link").setLevel(logging.ERROR)
+    hush_link()
     place = folder or Path(device)
     is_used_up = join_fleet(
         address,

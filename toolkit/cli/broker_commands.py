@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from toolkit.cli.finding_display import report_findings
 from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile
-from toolkit.cli.output import confirm, emit_json, table
+from toolkit.cli.output import confirm, emit_json, hush_link, table
 from toolkit.errors import BrokerError, UsageError
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def check(
         }
     )
     # Refusals are what is looked for; a warning for each would bury the findings.
-    logging.getLogger("toolkit.link").setLevel(logging.ERROR)
+    hush_link()
     address = broker_of(settings, default_username=settings.device.id)
     if bool(other) != bool(other_password_file):
         raise UsageError("--other and --other-password-file belong together.", hint="Give both, or neither.")

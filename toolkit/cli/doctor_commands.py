@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 
 from toolkit.cli.finding_display import report_findings
 from toolkit.cli.options import Broker, Json
+from toolkit.cli.output import hush_link
 from toolkit.errors import BrokerError, HseeError, MachineError, UsageError
 from toolkit.findings import Finding, has_failed
 
@@ -71,7 +71,7 @@ def _check_broker(settings: Settings) -> list[Finding]:
     from toolkit.wire.topics import Topics
 
     # Refusals are what is looked for; a warning for each would bury the findings.
-    logging.getLogger("toolkit.link").setLevel(logging.ERROR)
+    hush_link()
     try:
         address = broker_of(settings, default_username=settings.device.id)
     except HseeError as exc:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import typer
 
 from toolkit.cli.broker_commands import DEFAULT_FOLDER, DEFAULT_OPERATOR, Folder, MovedBroker, Operator
 from toolkit.cli.options import Json
-from toolkit.cli.output import is_terminal
+from toolkit.cli.output import hush_link, is_terminal
 from toolkit.disk import PRIVATE, PRIVATE_FOLDER, write_atomically
 from toolkit.errors import PartialError, UsageError, writing
 
@@ -66,7 +65,7 @@ def invite(
                 hint="hsee broker user add makes the others.",
             )
     # At its end the window takes its own account away; that the broker then refuses it is what it waits for.
-    logging.getLogger("toolkit.link").setLevel(logging.ERROR)
+    hush_link()
     opened = BrokerFolder.open(folder)
     address = opened.login(operator, parse_broker(broker, ca_file=opened.path / "ca.pem") if broker else None)
     authority = digest_of((opened.path / "ca.pem").read_bytes())
