@@ -126,6 +126,7 @@ HELD_BY = {
     "run compare": "tests/unit/test_run_commands.py",
     "run export": "tests/unit/test_run_commands.py",
     "run resume": "tests/e2e/test_faults.py",
+    "run rewind": "tests/unit/test_run_folder.py",
     "run show": "tests/unit/test_plots.py",
     "simulate": "tests/integration/test_simulate.py",
     "status": "tests/e2e/test_watching.py",

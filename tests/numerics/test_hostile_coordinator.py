@@ -150,6 +150,7 @@ class HostileCoordinator:
     def raises_the_term(self):
         self.term += self.random.randint(1, 1000)
         self.starves()
+        self.bridge("online")  # a device passes over words of a lower term than it has heard of
 
     def speaks_of_the_past(self):
         self.grant(first=1, limit=N_TRAIN, n=1, round_=1)

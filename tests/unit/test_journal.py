@@ -51,7 +51,7 @@ def test_an_error_carries_its_priority_too(tmp_path):
 def test_what_modules_log_becomes_lines():
     lines = []
     with LogTo(lambda text, level: lines.append((level, text))):
-        log = logging.getLogger("toolkit.link.mqtt")
+        log = logging.getLogger("toolkit.journal")
         log.warning("lost %s", "it")
         log.error("worse")
         logging.getLogger("elsewhere").debug("not ours")

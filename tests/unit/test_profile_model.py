@@ -47,10 +47,10 @@ def test_a_model_profile_edited_into_nonsense_is_refused(tmp_path: Path, old: st
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("memory_bytes = 536870912", 'memory_bytes = "512 MB"', "Expected `?int"),
+        ("memory_bytes = 536870912", 'memory_bytes = "512 MB"', "Expected a whole number, got text"),
         ("memory_bytes", "memory_mb", "unknown"),
         ("step_ms_mean = ", "step_mean = ", "Did you mean 'step_ms_mean'"),
-        ("step_ms_mean = ", "step_ms_mean = -", "above 0"),
+        ("step_ms_mean = ", "step_ms_mean = -", "Expected a number"),
         ("16 = ", '"sixteen" = ', "no batch size"),
         ("cpu_percent = 20", "cpu_percent = 0", "> 0"),
     ],
