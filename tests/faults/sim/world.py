@@ -32,7 +32,7 @@ from toolkit.wire.words import BridgeWord, DeviceWord, encode_word
 
 TOPICS = Topics("sim")
 RUN = "run1"
-FOLDER = Path("/home/run1")
+FOLDER = Path("/disk/run1")
 TICK_S = 1.0
 SERVER_STEP_S = 0.02
 CHUNK_BYTES = 300
