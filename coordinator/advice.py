@@ -14,7 +14,7 @@ from toolkit.plan.cost import DeviceInput, ServerInput
 from toolkit.plan.estimate import with_every_cut
 from toolkit.plan.reason import duration
 from toolkit.plan.schema import Plan, read_plan
-from toolkit.profile.drift import FACTOR, Drifted, at_pace, find_drift
+from toolkit.profile.drift import FACTOR, Drifted, PaceSum, at_pace, find_drift
 from toolkit.profile.schema import Profile, for_classes, read_profile
 from toolkit.wire.messages import Pace
 
@@ -36,16 +36,20 @@ class Advisor:
         self._plan: Plan | None = None
         self._profiles: dict[str, Profile] = {}
         self._is_read = False
+        self._sums: dict[str, PaceSum] = {}
         self._found: dict[str, tuple[Drifted, ...]] = {}
         self._said: dict[tuple[str, str], float] = {}
 
     def hear(self, device: str, pace: Pace) -> None:
-        """Compare a device's round with its profile; without one there is nothing to say."""
+        """Compare a device's rounds with its profile; without one there is nothing to say."""
         self._read()
         plan, profile = self._plan, self._profiles.get(device)
         chosen = None if plan is None else next((d for d in plan.devices if d.device == device), None)
-        if chosen is not None and profile is not None:
-            self._found[device] = find_drift(profile, cut=chosen.cut, codec=chosen.codec, pace=pace)
+        if chosen is None or profile is None:
+            return
+        judged = self._sums.setdefault(device, PaceSum()).add(pace)
+        if judged is not None:
+            self._found[device] = find_drift(profile, cut=chosen.cut, codec=chosen.codec, pace=judged)
 
     def round_over(self) -> list[str]:
         """Say what is new since the last round, for people: drifted devices, then the plan as it would be now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from toolkit.errors import ProfileError
-from toolkit.profile.drift import Drifted, find_drift
+from toolkit.profile.drift import Drifted, PaceSum, find_drift
 from toolkit.profile.schema import Profile, fits, for_classes, parse_profile
 from toolkit.wire.job import Job
 from toolkit.wire.messages import Pace
@@ -42,6 +42,7 @@ class PaceWatch:
         self._job = job
         self._profile = _of_job(profile, job)
         self._round = _Round()
+        self._sum = PaceSum()
         self._said: set[str] = set()
         self._last_look_s: float | None = None
 
@@ -78,9 +79,10 @@ class PaceWatch:
 
     def advice(self, pace: Pace) -> list[str]:
         """Say what left the profile, each thing once."""
-        if self._profile is None:
+        judged = self._sum.add(pace)
+        if self._profile is None or judged is None:
             return []
-        found = find_drift(self._profile, cut=self._job.cut, codec=self._job.codec, pace=pace)
+        found = find_drift(self._profile, cut=self._job.cut, codec=self._job.codec, pace=judged)
         fresh = [drifted for drifted in found if drifted.what not in self._said]
         self._said |= {drifted.what for drifted in fresh}
         return [_sentence(drifted) for drifted in fresh]

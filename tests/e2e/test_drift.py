@@ -16,7 +16,7 @@ def test_both_sides_say_that_a_board_left_its_profile(hsee, profile, mosquitto):
         hsee.folder / "boast.toml", at_pace(measured, [Drifted("step", measured_ms=0.01, expected_ms=1.0)])
     )
     port = mosquitto.address.port
-    words = ("--devices", 1, "--rounds", 1, "--model", "resnet_small", "--set", "run.round_steps=4")
+    words = ("--devices", 1, "--rounds", 1, "--model", "resnet_small", "--set", "run.round_steps=700")
     coordinator = hsee.coordinator(port, *words)
     agent = hsee.agent(port, "kitchen", "--profile", hsee.folder / "boast.toml")
     assert coordinator.end() == 0, coordinator.describe()

@@ -37,7 +37,7 @@ def advice(pace_watch: PaceWatch) -> list[str]:
     return pace_watch.advice(pace)
 
 
-def train(pace_watch: PaceWatch, *, step_ms: float, n: int = 10) -> list[str]:
+def train(pace_watch: PaceWatch, *, step_ms: float, n: int = 300) -> list[str]:
     for _ in range(n):
         pace_watch.stepped(step_ms / 1e3)
     return advice(pace_watch)
@@ -58,16 +58,25 @@ def test_a_quicker_step_is_told_too():
     assert "quicker than its profile" in said
 
 
-def test_every_round_is_judged_by_itself():
+def test_rounds_with_enough_work_are_judged_by_themselves():
     board_watch = watch()
     train(board_watch, step_ms=20.0, n=1000)
     assert train(board_watch, step_ms=35.0) != []
     assert board_watch.round_over(3) is None
 
 
+def test_short_rounds_are_judged_together():
+    board_watch = watch()
+    # A second at twice the profile's time, and a second at its own: under a quota means of a few steps jump so.
+    assert train(board_watch, step_ms=40.0, n=25) == []
+    assert train(board_watch, step_ms=20.0, n=50) == []
+    assert train(board_watch, step_ms=40.0, n=25) == []
+    assert train(board_watch, step_ms=40.0, n=25) != []
+
+
 def upload(pace_watch: PaceWatch, *, ms_a_batch: float) -> list[str]:
     now = 0.0
-    for _ in range(10):
+    for _ in range(110):
         pace_watch.stepped(0.02)
         pace_watch.sent(100_000)
         pace_watch.looked(now, 100_000)

@@ -15,6 +15,9 @@ from toolkit.wire.messages import Pace
 FACTOR = 1.5
 """So far from its profile is worth a word: twice what a busy hour costs, less than a wrong cut."""
 
+JUDGED_MS = 2000.0
+"""A pace is judged over so much work at least: under a quota of processor time the means of a few steps jump."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drifted:
@@ -34,6 +37,40 @@ class Drifted:
         return f"{noun} takes {self.measured_ms:.3g} ms, and its profile says {self.expected_ms:.3g} ms"
 
 
+class PaceSum:
+    """Joins the paces of rounds until there is enough work in them to be judged."""
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def add(self, pace: Pace) -> Pace | None:
+        """Take a round in.
+
+        Returns: the pace of all rounds since the last that was returned; None while they hold too little work.
+        """
+        self._n_steps += pace.n_steps
+        self._step_ms += pace.step_ms * pace.n_steps
+        self._n_sent += pace.n_sent
+        self._sent_bytes += pace.sent_bytes
+        self._upload_ms += pace.upload_ms * pace.n_sent
+        if max(self._step_ms, self._upload_ms) < JUDGED_MS:
+            return None
+        joined = msgspec.structs.replace(
+            pace,
+            n_steps=self._n_steps,
+            step_ms=self._step_ms / self._n_steps,
+            n_sent=self._n_sent,
+            sent_bytes=self._sent_bytes,
+            upload_ms=self._upload_ms / max(1, self._n_sent),
+        )
+        self._forget()
+        return joined
+
+    def _forget(self) -> None:
+        self._n_steps = self._n_sent = self._sent_bytes = 0
+        self._step_ms = self._upload_ms = 0.0
+
+
 def find_drift(
     profile: Profile, *, cut: str, codec: str, pace: Pace, factor: float = FACTOR
 ) -> tuple[Drifted, ...]:
@@ -43,7 +80,7 @@ def find_drift(
         profile: of the board that the pace is of.
         cut: that it trains; a profile without it is compared with nothing.
         codec: that its activations travel in.
-        pace: what its batches took.
+        pace: what its batches took, over enough work: see :class:`PaceSum`.
         factor: how much slower, or quicker, is worth a word.
     """
     row = next((row for row in profile.cuts if row.cut == cut and row.step_ms_mean), None)
