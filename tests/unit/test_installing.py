@@ -250,8 +250,10 @@ def test_what_takes_too_much_memory_fails_in_the_child_alone(tmp_path, capsys):
 
 def test_a_child_that_dies_or_hangs_is_told(tmp_path, monkeypatch):
     archive = archive_of(tmp_path, 2.0)
-    with pytest.raises(BundleError, match="takes more memory than it may"):
-        try_in_child(archive, cap_bytes=8 * 1024**2)  # not even ONNX Runtime fits
+    # Not even ONNX Runtime fits; whether there is room left to say so is chance.
+    with pytest.raises(BundleError, match=r"takes more memory than it may|was killed or died") as caught:
+        try_in_child(archive, cap_bytes=8 * 1024**2)
+    assert "at most 8 MB of memory, and nothing was changed" in caught.value.hint
     python = tmp_path / "python"
     monkeypatch.setattr(testing.sys, "executable", str(python))
     for does, cap_s, complaint in (
