@@ -38,7 +38,7 @@ def send(
 ) -> None:
     """Send a bundle to boards that run hsee bundle receive, and wait until each says what became of it.
 
-    Example: hsee bundle send hall-camera.hsee --to hall-camera --broker 192.0.2.7:1883
+    Example: hsee bundle send hall-camera.hsee --to hall-camera --broker mqtts://broker.local
     """
     from coordinator.delivery import BundleDelivery
     from coordinator.serving import Server
@@ -97,7 +97,7 @@ def receive(
 ) -> None:
     """Wait for bundles on this board: fetch, check, test and install each; inference goes on meanwhile.
 
-    Example: hsee bundle receive --into /var/lib/hsee/bundle --broker 192.0.2.7:1883
+    Example: hsee bundle receive --into /var/lib/hsee/bundle --broker mqtts://broker.local
     """
     from device_agent.identity import device_id, new_boot_nonce
     from device_agent.receiver import Receiver
