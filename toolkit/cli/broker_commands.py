@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.broker_flags import broker_flags
 from toolkit.cli.finding_display import report_findings
 from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile
 from toolkit.cli.output import confirm, emit_json, hush_link, table
@@ -164,14 +165,14 @@ def check(
     from toolkit.wire.topics import Topics, check_name
 
     settings = load_config(
-        {
-            "broker.address": broker,
-            "broker.username": username,
-            "broker.password_file": password_file,
-            "broker.ca_file": ca_file,
-            "broker.insecure": insecure,
-            "fleet.name": fleet,
-        }
+        broker_flags(
+            broker,
+            username=username,
+            password_file=password_file,
+            ca_file=ca_file,
+            insecure=insecure,
+            fleet=fleet,
+        )
     )
     # Refusals are what is looked for; a warning for each would bury the findings.
     hush_link()

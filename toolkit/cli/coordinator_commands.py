@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.broker_flags import broker_flags
 from toolkit.cli.options import Broker, CaFile, Insecure, PasswordFile, Username
 from toolkit.errors import RunError, UsageError, require
 from toolkit.wire.topics import Topics, check_name
@@ -83,12 +84,14 @@ def start(  # noqa: PLR0913 - a command's options
     from toolkit.config import load_config
 
     flags = {
-        "broker.address": broker,
-        "broker.username": username,
-        "broker.password_file": password_file,
-        "broker.ca_file": ca_file,
-        "broker.insecure": insecure,
-        "fleet.name": fleet,
+        **broker_flags(
+            broker,
+            username=username,
+            password_file=password_file,
+            ca_file=ca_file,
+            insecure=insecure,
+            fleet=fleet,
+        ),
         "fleet.home": home,
         "run.devices": devices,
         "run.wait_s": wait,

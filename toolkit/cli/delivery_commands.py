@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from toolkit.cli.broker_flags import broker_flags
 from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile, Username
 from toolkit.errors import PartialError, UsageError
 from toolkit.wire.topics import Topics, check_name
@@ -43,9 +44,19 @@ def send(
     from coordinator.delivery import BundleDelivery
     from coordinator.serving import Server
     from toolkit.bundle.folder import open_bundle
+    from toolkit.config import load_config
     from toolkit.link.connect import broker_of, make_link
 
-    settings = _settings(broker, username, password_file, ca_file, insecure=insecure, fleet=fleet)
+    settings = load_config(
+        broker_flags(
+            broker,
+            username=username,
+            password_file=password_file,
+            ca_file=ca_file,
+            insecure=insecure,
+            fleet=fleet,
+        )
+    )
     open_bundle(archive)  # what is damaged here need not travel
     say = _say(json=json)
     address = broker_of(settings)
@@ -102,10 +113,20 @@ def receive(
     from device_agent.identity import device_id, new_boot_nonce
     from device_agent.receiver import Receiver
     from toolkit.bundle.signature import pinned_key
+    from toolkit.config import load_config
     from toolkit.link.connect import broker_of, make_link
     from toolkit.runtime.installing import Installed, install
 
-    settings = _settings(broker, username, password_file, ca_file, insecure=insecure, fleet=fleet)
+    settings = load_config(
+        broker_flags(
+            broker,
+            username=username,
+            password_file=password_file,
+            ca_file=ca_file,
+            insecure=insecure,
+            fleet=fleet,
+        )
+    )
     key = None if allow_unsigned else pinned_key()
     if key is None and not allow_unsigned:
         raise UsageError(
@@ -133,29 +154,6 @@ def receive(
             receiver.poll(POLL_S)
     finally:
         receiver.close()
-
-
-def _settings(
-    broker: str | None,
-    username: str | None,
-    password_file: str | None,
-    ca_file: str | None,
-    *,
-    insecure: bool | None,
-    fleet: str | None,
-) -> Settings:
-    from toolkit.config import load_config
-
-    return load_config(
-        {
-            "broker.address": broker,
-            "broker.username": username,
-            "broker.password_file": password_file,
-            "broker.ca_file": ca_file,
-            "broker.insecure": insecure,
-            "fleet.name": fleet,
-        }
-    )
 
 
 def _topics(settings: Settings) -> Topics:

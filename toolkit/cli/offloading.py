@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolkit.bundle.manifest import Manifest
+from toolkit.cli.broker_flags import broker_flags
 from toolkit.runtime.cascade import Offload
 
 if TYPE_CHECKING:
@@ -84,14 +85,14 @@ def connect_offload(options: argparse.Namespace, manifest: Manifest) -> BrokerOf
 
     require("zstandard", part="agent", purpose="Offloading")
     config = load_config(
-        {
-            "broker.address": options.broker,
-            "broker.username": options.username,
-            "broker.password_file": options.password_file,
-            "broker.ca_file": options.ca_file,
-            "broker.insecure": options.insecure,
-            "fleet.name": options.fleet,
-        }
+        broker_flags(
+            options.broker,
+            username=options.username,
+            password_file=options.password_file,
+            ca_file=options.ca_file,
+            insecure=options.insecure,
+            fleet=options.fleet,
+        )
     )
     from device_agent.asker import Asker
     from device_agent.identity import new_boot_nonce

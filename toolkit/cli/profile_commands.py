@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from toolkit.cli.broker_flags import broker_flags
 from toolkit.cli.model_spec import model_spec, pair
 from toolkit.cli.options import CaFile, Insecure, Json, PasswordFile
 from toolkit.cli.output import emit_json
@@ -93,14 +94,14 @@ def profile(  # noqa: PLR0913 - a command's options
     path = _writable(output or Path(f"{name}.toml"))
     if link and broker:
         raise UsageError("--link notes an assumed link down and --broker measures it: give one of them.")
-    flags = {
-        "broker.address": broker or None,
-        "broker.username": username,
-        "broker.password_file": password_file,
-        "broker.ca_file": ca_file,
-        "broker.insecure": insecure,
-        "fleet.name": fleet,
-    }
+    flags = broker_flags(
+        broker or None,
+        username=username,
+        password_file=password_file,
+        ca_file=ca_file,
+        insecure=insecure,
+        fleet=fleet,
+    )
     way = (
         BrokerLink.from_flags(flags, device=name, codec=codec, quick=quick, limits=limits) if broker else None
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from toolkit.cli.broker_flags import broker_flags
 from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile, Username
 from toolkit.errors import UsageError, require
 
@@ -53,13 +54,9 @@ def serve(
     from toolkit.nn.compute import choose_compute
     from toolkit.wire.topics import Topics, check_name
 
-    flags = {
-        "broker.address": broker,
-        "broker.username": username,
-        "broker.password_file": password_file,
-        "broker.ca_file": ca_file,
-        "broker.insecure": insecure,
-    }
+    flags = broker_flags(
+        broker, username=username, password_file=password_file, ca_file=ca_file, insecure=insecure
+    )
     settings = load_config(flags, cwd_file=folder / "config.toml")
     torch.set_num_threads(settings.run.threads)
     held = RunFolder(folder, folder.resolve().name)  # one coordinator a run
