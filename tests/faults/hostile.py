@@ -52,7 +52,14 @@ held_by_suite(
     "P2", "a hostile coordinator changes nothing on a device", "tests/numerics/test_hostile_coordinator.py"
 )
 held_by_suite(
-    "T1-T5", "who may say and hear what, on what broker init writes", "tests/integration/test_access.py"
+    "T1+T2",
+    "who may say and hear what, and client ids, on both brokers",
+    "tests/integration/test_apart.py",
+)
+held_by_suite(
+    "T3-T5",
+    "revocation, certificates, insecure by accident, on what broker init writes",
+    "tests/integration/test_access.py",
 )
 held_by_suite(
     "T2+T5",

@@ -7,10 +7,10 @@ other and nobody else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.errors import UsageError
+from toolkit.link.grants import Grants
 from toolkit.wire.topics import Topics, check_name
 
 AccountKind = Literal["device", "infer", "coordinator", "operator", "join token", "join window"]
@@ -24,14 +24,6 @@ WINDOW_SUFFIX = ".host"
 CONTROL = "$CONTROL/dynamic-security/v1"
 CONTROL_ANSWERS = f"{CONTROL}/response"
 BROKER_STATISTICS = "$SYS/#"
-
-
-@dataclass(frozen=True, slots=True)
-class Grants:
-    """Topic filters that an account may publish to, and that it may subscribe to and receive; all else is denied."""
-
-    publish: tuple[str, ...]
-    receive: tuple[str, ...]
 
 
 def kind_of(account: str) -> AccountKind:

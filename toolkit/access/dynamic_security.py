@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import msgspec
 
-from toolkit.access.accounts import CONTROL, CONTROL_ANSWERS, INFER_SUFFIX, Grants, grants_of
+from toolkit.access.accounts import CONTROL, CONTROL_ANSWERS, INFER_SUFFIX, grants_of
 from toolkit.access.probe import Probe
 from toolkit.errors import BrokerError, BrokerLoginError, RemoteProtocolError, UsageError
+from toolkit.link.grants import Grants
 from toolkit.wire.topics import Topics
 from toolkit.wire.words import DeviceWord, encode_word, read_device_word
 

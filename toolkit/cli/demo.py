@@ -162,10 +162,15 @@ class Scene:
         with ExitStack() as stack:
             address, passwords = broker, dict.fromkeys((self._coordinator, *(b.name for b in BOARDS)), "")
             if not broker:
+                from toolkit.access.accounts import grants_of
                 from toolkit.link.broker import generate_password, start_embedded_broker
+                from toolkit.wire.topics import Topics
 
                 passwords = {account: generate_password() for account in passwords}
-                embedded = stack.enter_context(start_embedded_broker(self._folder / "broker", passwords))
+                grants = {account: grants_of(account, Topics("demo")) for account in passwords}
+                embedded = stack.enter_context(
+                    start_embedded_broker(self._folder / "broker", passwords, grants=grants)
+                )
                 address = f"{embedded.address.host}:{embedded.address.port}"
             agents = {
                 board: self._start_agent(board, address, passwords[board.name], seed) for board in BOARDS

@@ -1,6 +1,6 @@
 """A broker to run on, without installing one: amqtt in a process of its own, on loopback, with accounts.
 
-    python -m toolkit.link.broker --accounts FILE [--port 0] [--ready-file FILE]
+    python -m toolkit.link.broker --accounts FILE [--grants FILE] [--port 0] [--ready-file FILE]
 
 The parent's side is ``start_embedded_broker``. The child watches its standard input, a pipe whose other end only the
 parent holds: when the parent dies, however it dies, the pipe closes and the broker stops. It is for one machine and a
@@ -28,6 +28,7 @@ from typing import IO, Self
 from toolkit.disk import PRIVATE, write_atomically
 from toolkit.errors import BrokerError, HseeError, UsageError, require
 from toolkit.link.base import BrokerAddress
+from toolkit.link.grants import Grants, read_grants, write_grants
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
@@ -107,12 +108,19 @@ class EmbeddedBroker:
         self.stop()
 
 
-def start_embedded_broker(folder: Path, accounts: Mapping[str, str], *, port: int = 0) -> EmbeddedBroker:
+def start_embedded_broker(
+    folder: Path,
+    accounts: Mapping[str, str],
+    *,
+    grants: Mapping[str, Grants] | None = None,
+    port: int = 0,
+) -> EmbeddedBroker:
     """Start a broker on loopback and wait until it listens.
 
     Args:
-        folder: for its account file, its log ``broker.log`` and its ready file; made if missing.
+        folder: for its files of accounts and grants, its log ``broker.log`` and its ready file; made if missing.
         accounts: password by user name; nobody else gets in.
+        grants: what each account may send and be sent; all else is denied. None lets every account do all.
         port: 0 for one that is free.
 
     Raises:
@@ -129,6 +137,9 @@ def start_embedded_broker(folder: Path, accounts: Mapping[str, str], *, port: in
     ready_path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "toolkit.link.broker", "--owned"]
     command += ["--accounts", str(accounts_path), "--port", str(port), "--ready-file", str(ready_path)]
+    if grants is not None:
+        write_grants(folder / "broker.grants", grants)
+        command += ["--grants", str(folder / "broker.grants")]
     with log_path.open("ab") as log_file:
         process = subprocess.Popen(
             command,
@@ -178,7 +189,14 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
         process.stdin.close()
 
 
-async def _serve(accounts: Path, port: int, ready_path: Path | None, owner: IO[str] | None) -> None:
+async def _serve(
+    accounts: Path,
+    port: int,
+    ready_path: Path | None,
+    owner: IO[str] | None,
+    *,
+    grants: Mapping[str, Grants] | None,
+) -> None:
     """Serve until told to stop: by SIGTERM, by SIGINT unless owned, or by the owner's end of ``owner`` closing."""
     from amqtt.errors import BrokerError as AmqttStartError
     from amqtt.errors import PluginError
@@ -199,7 +217,7 @@ async def _serve(accounts: Path, port: int, ready_path: Path | None, owner: IO[s
 
         loop.add_reader(descriptor, on_input)
     try:
-        broker = LoopbackBroker(accounts, port)
+        broker = LoopbackBroker(accounts, port, grants=grants)
     except PluginError as exc:
         raise BrokerError(f"The accounts can't be used: {exc.__cause__ or exc}.") from exc
     try:
@@ -229,6 +247,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--accounts", type=Path, required=True, metavar="FILE", help="as write_accounts makes it"
     )
+    parser.add_argument(
+        "--grants", type=Path, metavar="FILE", help="JSON: by account, the filters to publish and to receive"
+    )
     parser.add_argument("--port", type=int, default=0, help="0 finds a free one (default)")
     parser.add_argument(
         "--ready-file", type=Path, metavar="FILE", help="JSON {host, port, pid}, written once it listens"
@@ -241,7 +262,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         require("amqtt", part="broker", purpose="The embedded broker")
         serving = _serve(
-            options.accounts, options.port, options.ready_file, sys.stdin if options.owned else None
+            options.accounts,
+            options.port,
+            options.ready_file,
+            sys.stdin if options.owned else None,
+            grants=read_grants(options.grants) if options.grants else None,
         )
         # Not asyncio.run: it would wait for tasks that can outlive their cancellation.
         asyncio.new_event_loop().run_until_complete(serving)

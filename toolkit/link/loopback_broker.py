@@ -1,4 +1,4 @@
-"""amqtt's broker as hsee runs it: credentials before effects, one connection an account, no payload in a log line.
+"""amqtt's broker as hsee runs it: credentials before effects, one connection an account, grants at every delivery.
 
 Every override here leans on inner methods of amqtt 0.12.1; ``tests/integration/test_broker_upstream.py`` fails when one
 of them changes. Only the broker's own process imports this module.
@@ -7,14 +7,19 @@ of them changes. Only the broker's own process imports this module.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amqtt.broker import Broker
+from amqtt.contexts import Action
 from amqtt.errors import AMQTTError, MQTTError, NoDataError
 from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
+
+from toolkit.link.base import matches
+from toolkit.link.grants import NOTHING, Grants
 
 if TYPE_CHECKING:
     from amqtt.adapters import ReaderAdapter, WriterAdapter
@@ -32,9 +37,11 @@ class LoopbackBroker(Broker):  # type: ignore[misc]  # amqtt is not typed for us
     Args:
         accounts: the file that ``toolkit.link.broker.write_accounts`` wrote.
         port: 0 for one that is free.
+        grants: what each account may send and be sent, all else is denied; None where every account may do all.
     """
 
-    def __init__(self, accounts: Path, port: int) -> None:
+    def __init__(self, accounts: Path, port: int, *, grants: Mapping[str, Grants] | None = None) -> None:
+        self._grants = grants
         super().__init__(
             {
                 "listeners": {"default": {"type": "tcp", "bind": f"{LOOPBACK}:{port}"}},
@@ -111,8 +118,27 @@ class LoopbackBroker(Broker):  # type: ignore[misc]  # amqtt is not typed for us
 
         Upstream also calls this at every connect, with the filters of everybody else.
         """
-        if any(holder is session for holder, _ in self._subscriptions.get(subscription[0], ())):
-            await super()._publish_retained_messages_for_subscription(subscription, session)
+        topic_filter, qos = subscription
+        if not any(holder is session for holder, _ in self._subscriptions.get(topic_filter, ())):
+            return
+        send = super()._publish_retained_messages_for_subscription
+        # Upstream asks nobody here: given each topic as its own filter, it sends that and nothing else.
+        topics = [
+            topic
+            for topic in self._retained_messages
+            if matches(topic_filter, topic) and self._may(session, topic, Action.RECEIVE)
+        ]
+        await asyncio.gather(*(send((topic, qos), session) for topic in topics))
+
+    async def _topic_filtering(self, session: Session, topic: str, action: Action) -> bool:
+        """Tell whether an account may do so. Subscribing is free: what counts is what is delivered."""
+        return action == Action.SUBSCRIBE or self._may(session, topic, action)
+
+    def _may(self, session: Session, topic: str, action: Action) -> bool:
+        if self._grants is None:
+            return True
+        own = self._grants.get(session.username, NOTHING)
+        return own.may_publish(topic) if action == Action.PUBLISH else own.may_receive(topic)
 
     async def _broadcast_message(
         self,
@@ -121,10 +147,24 @@ class LoopbackBroker(Broker):  # type: ignore[misc]  # amqtt is not typed for us
         data: bytes | bytearray | None,
         force_qos: int | None = None,
     ) -> None:
+        # Here too, because a last will comes by no other way.
+        if session is not None and not self._may(session, str(topic), Action.PUBLISH):
+            return
         message = _Broadcast(session=session, topic=topic, data=data)
         if force_qos is not None:
             message["qos"] = force_qos
         await self._broadcast_queue.put(message)
+
+    async def retain_message(
+        self,
+        source_session: Session | None,
+        topic_name: str | None,
+        data: bytes | bytearray | None,
+        qos: int | None = None,
+    ) -> None:
+        """Keep a message that its sender may send."""
+        if source_session is None or self._may(source_session, str(topic_name), Action.PUBLISH):
+            await super().retain_message(source_session, topic_name, data, qos)
 
 
 class _Broadcast(dict[str, Any]):

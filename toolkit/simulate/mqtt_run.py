@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from coordinator.server import Coordinator
 from device_agent.agent import Agent
+from toolkit.access.accounts import COORDINATOR_PREFIX, grants_of
 from toolkit.errors import RunError
 from toolkit.link.base import BrokerAddress, Link, LinkEvent, Received, parse_broker
 from toolkit.link.broker import generate_password, start_embedded_broker
@@ -19,7 +20,6 @@ from toolkit.wire.words import BridgeWord, DeviceWord, encode_word
 IDLE_S = 0.002
 """How long the coordinator waits for a message where nobody had anything to do."""
 AFTERMATH_S = 30.0
-COORDINATOR = "coordinator"
 
 
 class MeteredLink:
@@ -89,9 +89,16 @@ def run_over_mqtt(fleet: SimulatedFleet, *, broker: str = "") -> None:
         if broker:
             address = parse_broker(broker)
         else:
-            passwords = {name: generate_password() for name in (COORDINATOR, *fleet.members)}
-            address = stack.enter_context(start_embedded_broker(fleet.path / "broker", passwords)).address
+            passwords = {name: generate_password() for name in (_coordinator(fleet), *fleet.members)}
+            grants = {account: grants_of(account, TOPICS) for account in passwords}
+            embedded = start_embedded_broker(fleet.path / "broker", passwords, grants=grants)
+            address = stack.enter_context(embedded).address
         _run(fleet, address, passwords, stack)
+
+
+def _coordinator(fleet: SimulatedFleet) -> str:
+    """Name the coordinator's account."""
+    return f"{COORDINATOR_PREFIX}{fleet.run}"
 
 
 def _run(fleet: SimulatedFleet, address: BrokerAddress, passwords: dict[str, str], stack: ExitStack) -> None:
@@ -101,7 +108,8 @@ def _run(fleet: SimulatedFleet, address: BrokerAddress, passwords: dict[str, str
         return MeteredLink(make_link(own, client_id=name, will=will))
 
     offline = encode_word(BridgeWord("offline", fleet.run, 1))
-    coordinator = fleet.make_coordinator(link(COORDINATOR, (TOPICS.bridge_state, offline)), time.monotonic)
+    own_link = link(_coordinator(fleet), (TOPICS.bridge_state, offline))
+    coordinator = fleet.make_coordinator(own_link, time.monotonic)
     stack.callback(coordinator.close)
     devices: dict[str, _Device] = {}
     links: dict[str, MeteredLink] = {}
