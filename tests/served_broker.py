@@ -22,16 +22,22 @@ class ServedBroker:
         path: new, or written before.
         accounts: to begin with, beside the operator's, in a new one.
         hosts: in the certificate, beside this machine's own.
+        bind: the address it listens at; empty for all of this machine's.
     """
 
     def __init__(
-        self, path: Path, accounts: Sequence[str] = (), *, hosts: Sequence[str] = ("localhost",)
+        self,
+        path: Path,
+        accounts: Sequence[str] = (),
+        *,
+        hosts: Sequence[str] = ("localhost",),
+        bind: str = "127.0.0.1",
     ) -> None:
         self.folder = (
             BrokerFolder.open(path)
             if path.exists()
             else BrokerFolder.create(
-                path, fleet=FLEET, hosts=hosts, accounts=accounts, port=free_port(), bind="127.0.0.1"
+                path, fleet=FLEET, hosts=hosts, accounts=accounts, port=free_port(), bind=bind
             )
         )
         self.topics = self.folder.topics

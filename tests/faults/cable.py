@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Self
 
 _READ_BYTES = 256 * 1024
+_ACCEPTED = b"\x20\x02\x00"
+"""A CONNACK that lets a client in, less its flags."""
 
 
 class Cable:
@@ -16,10 +18,13 @@ class Cable:
 
     Args:
         broker_port: on this machine.
+        claims_sessions: the broker's answer to every connection says that it kept a session.
     """
 
-    def __init__(self, broker_port: int) -> None:
+    def __init__(self, broker_port: int, *, claims_sessions: bool = False) -> None:
         self._broker_port = broker_port
+        self._claims_sessions = claims_sessions
+        self._unheard: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._peers: dict[socket.socket, socket.socket] = {}
@@ -27,6 +32,7 @@ class Cable:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._is_in = threading.Event()
         self._is_in.set()
+        self._is_torn = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._carry, daemon=True)
 
@@ -34,11 +40,14 @@ class Cable:
         """Carry nothing from now on; connections stay open, as far as both ends can tell."""
         self._is_in.clear()
 
+    def tear(self) -> None:
+        """Break every connection at once; both ends are told."""
+        self._is_torn.set()
+        self._is_in.set()
+
     def plug_in(self) -> None:
         """Carry again. What was sent meanwhile is lost, and with it the connections."""
-        for end in list(self._peers):
-            end.close()
-        self._is_in.set()
+        self.tear()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -56,7 +65,10 @@ class Cable:
     def _carry(self) -> None:
         while not self._ended.is_set():
             self._is_in.wait()
-            self._forget_closed()
+            if self._is_torn.is_set():  # here, because only one thread may touch what the selector holds
+                self._is_torn.clear()
+                for end in list(self._peers):
+                    self._drop(end)
             for key, _ in self._selector.select(0.05):
                 if not self._is_in.is_set():
                     break
@@ -77,6 +89,16 @@ class Cable:
         for end, other in ((device, broker), (broker, device)):
             self._peers[end] = other
             self._selector.register(end, selectors.EVENT_READ)
+        if self._claims_sessions:
+            self._unheard.add(broker)
+
+    def _claimed(self, end: socket.socket, data: bytes) -> bytes:
+        """Set the flag "session present" in a CONNACK that lets a client in."""
+        if end in self._unheard:
+            self._unheard.remove(end)
+            if data[:2] + data[3:4] == _ACCEPTED:
+                return data[:2] + b"\x01" + data[3:]
+        return data
 
     def _forward(self, end: socket.socket) -> None:
         other = self._peers.get(end)
@@ -85,6 +107,7 @@ class Cable:
         try:
             data = end.recv(_READ_BYTES)
             if data:
+                data = self._claimed(end, data)
                 other.sendall(data)
                 return
         except OSError:
@@ -96,10 +119,3 @@ class Cable:
         if self._peers.pop(end, None) is not None:
             self._selector.unregister(end)
             end.close()
-
-    def _forget_closed(self) -> None:
-        for end in [one for one in self._peers if one.fileno() < 0]:
-            del self._peers[end]
-            for key in list(self._selector.get_map().values()):
-                if key.fileobj is end:
-                    self._selector.unregister(end)

@@ -101,9 +101,11 @@ class Scene:
 
     # Stub devices
 
-    def stubs(self, port: int, count: int, *, first: int = 0, **flags: object) -> Running:
+    def stubs(
+        self, port: int, count: int, *, first: int = 0, host: str = "127.0.0.1", **flags: object
+    ) -> Running:
         """Start ``count`` stub devices in one process."""
-        return self._python("tests.faults.stubs", port, count=count, first=first, **flags)
+        return self._python("tests.faults.stubs", port, host=host, count=count, first=first, **flags)
 
     def serve(
         self, port: int, *, devices: int, rounds: int, env: dict[str, str] | None = None, **flags: object
@@ -114,10 +116,16 @@ class Scene:
         )
 
     def _python(
-        self, module: str, port: int, *, env: dict[str, str] | None = None, **flags: object
+        self,
+        module: str,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        env: dict[str, str] | None = None,
+        **flags: object,
     ) -> Running:
         words = [word for flag, value in flags.items() for word in (f"--{flag.replace('_', '-')}", value)]
-        return self.hsee.python("-m", module, "--broker", f"127.0.0.1:{port}", *words, **(env or {}))
+        return self.hsee.python("-m", module, "--broker", f"{host}:{port}", *words, **(env or {}))
 
     def stubs_report(self, stubs: Running, key: str) -> dict[str, Any]:
         """A line that a stub process printed: ``joined`` or ``ended``."""
@@ -138,6 +146,10 @@ class Scene:
             return self.n_rounds(coordinator) >= n
 
         wait_until(closed, coordinator.describe, cap_s)
+
+    def n_applied(self) -> int:
+        """Batches that the ledger holds, committed or not."""
+        return (self.run / "ledger.jsonl").read_bytes().count(b'"applied"')
 
     def hit(self, running: Running, failpoint: str, cap_s: float = 60.0) -> None:
         """Wait until a process died at its failpoint."""

@@ -22,6 +22,7 @@ import numpy as np
 from device_agent.agent import Agent
 from toolkit.access.broker_folder import BrokerFolder
 from toolkit.errors import HseeError
+from toolkit.link import mqtt
 from toolkit.link.base import BrokerAddress, Disconnected, LinkEvent, parse_broker
 from toolkit.link.mqtt import MqttLink
 from toolkit.wire.job import Job
@@ -53,17 +54,38 @@ def device_name(number: int) -> str:
 
 def add_broker(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where the broker is and how to be let in."""
-    parser.add_argument("--broker", default="127.0.0.1:1883")
+    parser.add_argument("--broker", default="", help="default: where the broker's folder says")
     parser.add_argument("--broker-folder", type=Path, help="of hsee broker init: TLS, an account a process")
     parser.add_argument("--accounts", type=Path, help="JSON, password by user name")
+    parser.add_argument(
+        "--sessions", choices=("clean", "kept"), default="clean", help="what the broker is asked for"
+    )
 
 
 def address_of(args: argparse.Namespace, account: str) -> BrokerAddress:
     """A process's way to the broker."""
     if args.broker_folder is not None:
-        return BrokerFolder.open(args.broker_folder).login(account)
+        folder = BrokerFolder.open(args.broker_folder)
+        there = (
+            parse_broker(f"mqtts://{args.broker}", ca_file=folder.path / "ca.pem") if args.broker else None
+        )
+        return folder.login(account, there)
     password = msgspec.json.decode(args.accounts.read_bytes())[account] if args.accounts else ""
     return parse_broker(args.broker, username=account if password else "", password=password)
+
+
+def ask_for_sessions(args: argparse.Namespace) -> None:
+    """Make this process's links ask for a session that is kept, which ours never do."""
+    if args.sessions == "kept":
+        mqtt._Client = KeptClient
+
+
+class KeptClient(mqtt._Client):
+    """A client whose session the broker keeps: its subscriptions, and what was sent to it while it was away."""
+
+    def __init__(self, client_id: str) -> None:
+        super().__init__(client_id)
+        self._clean_session = False
 
 
 class StubTrainer:
@@ -171,6 +193,7 @@ def main() -> int:
     parser.add_argument("--max-backoff", type=float, default=30.0)
     parser.add_argument("--poison", type=float, default=0.0)
     args = parser.parse_args()
+    ask_for_sessions(args)
     began_s = time.monotonic()
     numbers = range(args.first, args.first + args.count)
     pairs = [make_agent(args, number) for number in numbers]

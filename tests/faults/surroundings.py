@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import time
-
 from coordinator.checkpoints import Checkpoints
 from tests.e2e.processes import ROOT
-from tests.faults.cable import Cable
 from tests.faults.registry import row
-from tests.faults.scene import Scene, seconds_until
+from tests.faults.scene import Scene
 from tests.numerics.same import digest
 from toolkit.errors import CheckpointError
-
-
-@row("R6", "the network is gone for a while: noticed within two keep-alives, back in the open round")
-def network_gone(scene: Scene) -> str:
-    broker = scene.broker()
-    keep_alive_s, gone_s = 1, 4.0 * scene.scale
-    with Cable(broker.address.port) as cable:
-        stubs = scene.stubs(cable.port, 2, pace=0.02, keep_alive=keep_alive_s, max_backoff=1.0)
-        coordinator = scene.serve(broker.address.port, devices=2, rounds=100_000)
-        scene.wait_for_rounds(coordinator, 2)
-        cable.pull()
-        noticed_s = seconds_until(coordinator, "is offline", 30.0)
-        time.sleep(max(0.0, gone_s - noticed_s))
-        cable.plug_in()
-        back_s = seconds_until(coordinator, "is back", 60.0)
-        scene.wait_for_rounds(coordinator, scene.n_rounds(coordinator) + 2)
-        for one in (coordinator, stubs):
-            one.signal(signal.SIGTERM)
-            scene.ended_well(one)
-    judged = scene.judge()
-    assert noticed_s < 3 * 2 * keep_alive_s
-    assert back_s < 30.0
-    return (
-        f"noticed after {noticed_s:.1f} s (keep-alive {keep_alive_s} s), back after {back_s:.1f} s; {judged}"
-    )
 
 
 @row("F3", "a long step never costs a keep-alive")
