@@ -42,7 +42,7 @@ def lines_of(event: RunEvent) -> list[str]:
             return [f"classes: {', '.join(plan.classes)}", influence_line(plan.influence), *cuts]
         case RoundClosed(report=report, cuts=_, rounds=rounds):
             cells = "; ".join(
-                f"{d.device} exit {percent(d.exit_accuracy)}{_others(d.shallow_accuracy)}"
+                f"{d.device} exit {percent(d.exit_accuracy)}{_others(d.shallow_accuracy.values())}"
                 f" server {percent(d.server_accuracy)}{_others(d.server_exit_accuracy.values())}"
                 + (f" ({d.n_void} void)" if d.n_void else "")
                 for d in report.devices

@@ -92,14 +92,15 @@ class Intake:
                 segment = _read_weights(device, header, content, underway)
                 loop.deliver_weights(device, WeightsDelivery(segment, header.segment_step, digest, n_bytes))
             else:
-                batch = self._read_batch(device, header, content, underway.state)
+                batch = self._read_batch(device, header, content, underway)
                 loop.deliver(device, header.seq, Delivery(batch, digest, n_bytes))
         except RemoteProtocolError as exc:
             # PROTOCOL.md 6: "A whole payload that is unfit is entered as refused: it is not asked for again."
             loop.deliver(device, header.seq, Unfit(digest, exc.message, n_bytes))
             raise
 
-    def _read_batch(self, device: str, header: Payload, content: memoryview, state: CommittedState) -> Batch:
+    def _read_batch(self, device: str, header: Payload, content: memoryview, underway: Underway) -> Batch:
+        state, n_shallow = underway.state, len(underway.loop.shallow_stages(device))
         batch = payloads.to_batch(
             header,
             content,
@@ -107,6 +108,12 @@ class Intake:
             n_classes=len(state.common.classes),
             batch_size=state.jobs[device].batch_size,
         )
+        # PROTOCOL.md 6: "`shallow_correct` MUST hold as many counts as the job has exits before the cut."
+        if len(batch.shallow_correct) != n_shallow:
+            raise RemoteProtocolError(
+                f"A payload of device {device!r} counts for {len(batch.shallow_correct)} exits before its cut, "
+                f"and its job has {n_shallow}."
+            )
         limit = self._activation_limit
         if limit and (largest := float(np.abs(batch.h).max(initial=0.0))) > limit:
             raise RemoteProtocolError(

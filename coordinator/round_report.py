@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.device_round import Delivery, DeviceRound
@@ -19,7 +19,7 @@ class DeviceReport:
         n_void: items of the list that never came.
         n_bytes: up, of payloads; ``weights_bytes`` of these are weights.
         lowered_bytes: down, of what was handed down.
-        shallow_accuracy: of the exits before the cut, shallow first; ``server_exit_accuracy`` of those behind it.
+        shallow_accuracy: by stage, of the exits before the cut; ``server_exit_accuracy`` of those behind it.
         n_refused: items that came and were unfit.
         exit_loss: mean over its training batches, nats; None if there were none.
         server_loss: likewise, at the server.
@@ -38,9 +38,14 @@ class DeviceReport:
     excused: str = ""
     weights_bytes: int = 0
     lowered_bytes: int = 0
-    shallow_accuracy: tuple[float, ...] = ()
+    shallow_accuracy: Mapping[str, float] = field(default_factory=dict)
     n_refused: int = 0
     server_exit_accuracy: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def further_exits(self) -> dict[str, float]:
+        """Accuracy by stage of every exit on the device's route but that at its cut, input first."""
+        return {**self.shallow_accuracy, **self.server_exit_accuracy}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,10 @@ class RoundReport:
 
 
 def report_on(
-    device: str, held: DeviceRound, n_correct: Callable[[str, Batch], Mapping[str, int]]
+    device: str,
+    held: DeviceRound,
+    n_correct: Callable[[str, Batch], Mapping[str, int]],
+    shallow_stages: Sequence[str] = (),
 ) -> DeviceReport:
     """Sum up a device's round, and evaluate its held-out batches at the server.
 
@@ -62,11 +70,11 @@ def report_on(
         device: its id.
         held: its round, closed.
         n_correct: counts right answers, see :meth:`coordinator.trainer.Trainer.n_correct`.
+        shallow_stages: before the cut, at whose ends it has exits; every batch counts for each of them.
     """
     held_out = [delivery.batch for delivery in held.held_out if isinstance(delivery, Delivery)]
     n_eval = sum(len(batch.y) for batch in held_out)
     n_steps = held.n_applied
-    shallow = [batch.shallow_correct for batch in held_out]
     n_server: Counter[str] = Counter()
     for batch in held_out:
         n_server.update(n_correct(device, batch))
@@ -84,7 +92,10 @@ def report_on(
         excused=held.excused,
         weights_bytes=held.weights_bytes,
         lowered_bytes=held.lowered_bytes,
-        shallow_accuracy=tuple(sum(n) / n_eval for n in zip(*shallow, strict=True)),
+        shallow_accuracy={
+            stage: sum(batch.shallow_correct[place] for batch in held_out) / n_eval
+            for place, stage in enumerate(shallow_stages if n_eval else ())
+        },
         n_refused=held.n_refused + len(held.held_out) - len(held_out),
         server_exit_accuracy={stage: n / n_eval for stage, n in n_server.items()},
     )

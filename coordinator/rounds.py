@@ -49,16 +49,14 @@ class RoundLoop:
         strategy: decides.
         trainer: computes.
         record: takes each ledger entry.
+        jobs: device id to its job.
         lists: device id to (training batches, held-out batches) in a round.
-        cuts: device id to cut layer.
-        batch_size: of the run.
-        seed: of the run.
         window: batches a device may be ahead of its cursor.
         round_: the round last closed.
-        job: of any device, for which rounds evaluate and gather; by default all evaluate and none gathers.
         turn_s: longest turn of a device whose turn has come and that has no batch here; then it goes to the end of
             the round's order, once.
         n_applied: training batches of each device that were applied in the run so far.
+        shallow_stages: before each device's cut, at whose ends it has exits too; by default none.
     """
 
     def __init__(
@@ -67,29 +65,26 @@ class RoundLoop:
         trainer: Trainer,
         *,
         record: Callable[[Entry], None],
+        jobs: Mapping[str, Job],
         lists: Mapping[str, tuple[int, int]],
-        cuts: Mapping[str, str],
-        batch_size: int,
-        seed: int,
         window: int,
         round_: int = 0,
-        job: Job | None = None,
         turn_s: float = float("inf"),
         n_applied: Mapping[str, int] | None = None,
+        shallow_stages: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._strategy = strategy
         self._trainer = trainer
         self._record = record
         self._lists = dict(sorted(lists.items()))
-        self._cuts = cuts
-        self._batch_size = batch_size
-        self._seed = seed
+        self._cuts = {device: job.cut for device, job in jobs.items()}
+        self._job = next(iter(jobs.values()))
         self.window = window
         self.round = round_
-        self._job = job
         self.opened_at = 0.0
         self.devices: dict[str, DeviceRound] = {}
         self.n_applied = dict(n_applied or {})
+        self._shallow_stages = dict(shallow_stages or {})
         self._parked: set[str] = set()
         self.is_open = False
         self._is_overdue = False
@@ -116,6 +111,10 @@ class RoundLoop:
     def n_owed_in(self, device: str, round_: int) -> int:
         """Length of a device's list in any round."""
         return self._list_of(device, round_).n_owed
+
+    def shallow_stages(self, device: str) -> Sequence[str]:
+        """Stages before a device's cut at whose ends it has exits, input first."""
+        return self._shallow_stages.get(device, ())
 
     def kind_of(self, device: str, seq: int) -> ItemKind:
         """What stands at a place of a device's list."""
@@ -289,14 +288,13 @@ class RoundLoop:
         self._record(Closed(self.round, reason))
         self.is_open = False
         reports = tuple(
-            report_on(device, held, self._trainer.n_correct) for device, held in self.devices.items()
+            report_on(device, held, self._trainer.n_correct, self.shallow_stages(device))
+            for device, held in self.devices.items()
         )
         return RoundReport(self.round, now - self.opened_at, reason, reports)
 
     def _list_of(self, device: str, round_: int) -> DeviceRound:
         n_train, n_eval = self._lists[device]
-        if self._job is None:
-            return DeviceRound(n_train, n_eval)
         return DeviceRound(n_train, n_eval * self._job.evaluates(round_), int(self._job.gathers(round_)))
 
     def _pool_one(self) -> str | None:
@@ -317,7 +315,7 @@ class RoundLoop:
         if self._mixes is None:
             self._pooled.sort(key=lambda batch: (batch.device, batch.seq))
             self._trainer.begin_mixing(self._pooled)
-            pool = PoolView(self.round, self._seed, self._batch_size, tuple(self._pooled))
+            pool = PoolView(self.round, self._job.seed, self._job.batch_size, tuple(self._pooled))
             steps = self._strategy.mixed_steps(pool) if self._pooled else []
             self._mixes = deque(enumerate(steps, start=1))
         if not self._mixes:
@@ -390,4 +388,6 @@ class RoundLoop:
             progress.append(
                 DeviceProgress(device, n_owed, n_applied, n_ready, held.n_samples, has_copy, held.postponed)
             )
-        return RoundView(self.round, self._seed, tuple(progress), self.window, self._trainer.n_free_copies)
+        return RoundView(
+            self.round, self._job.seed, tuple(progress), self.window, self._trainer.n_free_copies
+        )

@@ -19,6 +19,7 @@ from coordinator.segments import Segments
 from coordinator.server_logits import ServerLogits
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.trainer import Trainer
+from toolkit.nn.zoo import build_network
 from toolkit.wire.weights import FlatWeights
 
 WAITING_BUDGET_BYTES = 256 * 1024 * 1024
@@ -104,17 +105,23 @@ def take_up(
         strategy,
         model,
         record=record,
+        jobs=state.jobs,
         lists=state.lists,
-        cuts=state.cuts,
-        batch_size=job.batch_size,
-        seed=job.seed,
         window=_window(state),
-        job=job,
         round_=state.round,
         turn_s=turn_s,
         n_applied=state.n_applied,
+        shallow_stages=_shallow_stages(state),
     )
     return Underway(state, loop, model)
+
+
+def _shallow_stages(state: CommittedState) -> dict[str, tuple[str, ...]]:
+    job = state.common
+    if not job.all_exits:
+        return {}
+    names = build_network(job.model, seed=job.seed).stage_names
+    return {device: names[: names.index(cut)] for device, cut in state.cuts.items()}
 
 
 def _window(state: CommittedState) -> int:

@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 from collections import deque
+from dataclasses import replace
+from itertools import count
 
 import pytest
 
@@ -15,6 +17,7 @@ from coordinator.planning import GivenCuts
 from coordinator.run_folder import RunFolder
 from coordinator.server import Coordinator
 from coordinator.service import Service
+from device_agent.trainer import Trainer
 from tests.numerics.fleet import RUN, TOPICS, Fleet, Member, local_data, patterns
 from toolkit.config import Run
 from toolkit.errors import MachineError, PartialError, RefusedError, RemoteProtocolError, RunError
@@ -358,6 +361,27 @@ def test_a_run_that_was_stopped_before_it_began_waits_again(make_fleet):
     fleet.start("bee")
     fleet.run_until(is_over(fleet))
     assert fleet.coordinator.status == "finished"
+
+
+def test_a_batch_that_counts_for_exits_that_its_job_has_not_is_refused(make_fleet, monkeypatch):
+    fleet = make_fleet(rounds=2)
+    make, n_more = Trainer._to_batch, count(1)
+
+    def boast(trainer, kind, forward, y, **how):
+        batch = make(trainer, kind, forward, y, **how)
+        boasts = kind == "eval" and trainer._device == "ant"
+        return replace(batch, shallow_correct=(0,) * next(n_more)) if boasts else batch
+
+    monkeypatch.setattr(Trainer, "_to_batch", boast)
+    fleet.start()
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+    for event in of_kind(fleet, RoundClosed):
+        ant, bee = event.report.devices
+        assert ant.n_refused >= 1
+        assert ant.exit_accuracy is None
+        assert bee.n_refused == 0
+        assert bee.exit_accuracy is not None
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(make_fleet, monkeypatch):

@@ -10,6 +10,7 @@ from coordinator.ledger import Aggregated, Applied, Closed, Opened, Refused, Voi
 from coordinator.rounds import PARK_AFTER, RoundLoop
 from coordinator.strategy.base import RoundView, Strategy
 from coordinator.strategy.sequential import Sequential
+from tests.unit.test_checkpoints import JOB
 from toolkit.errors import StrategyError
 from toolkit.wire.payloads import Batch
 
@@ -70,10 +71,8 @@ def make_loop(book, trainer):
             strategy or Sequential(order="fixed"),
             trainer,
             record=book.append,
+            jobs=dict.fromkeys(lists, JOB),
             lists=lists,
-            cuts=dict.fromkeys(lists, "stem"),
-            batch_size=4,
-            seed=0,
             window=window,
             round_=round_,
         )

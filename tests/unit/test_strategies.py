@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from coordinator.device_round import Delivery
 from coordinator.ledger import Applied, Void
@@ -14,6 +15,7 @@ from coordinator.strategy.base import DeviceProgress, PooledBatch, PoolView, Rou
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.strategy.consolidated import MIN_SUB_BATCH, Consolidated
 from coordinator.strategy.sequential import Sequential
+from tests.unit.test_checkpoints import JOB
 from toolkit.errors import StrategyError
 from toolkit.wire.payloads import Batch
 
@@ -194,10 +196,8 @@ def make_loop(strategy, lists):
         strategy,
         trainer,
         record=entries.append,
+        jobs=dict.fromkeys(lists, replace(JOB, cut="stem", batch_size=8)),
         lists=lists,
-        cuts=dict.fromkeys(lists, "stem"),
-        batch_size=8,
-        seed=0,
         window=4,
     )
     loop.open(0.0)
