@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Self
 import msgspec
 
 from coordinator.ledger import Closed, Planned, TermRaised, Void, read_ledger
-from coordinator.run_record import committed_round, read_metrics, read_record
+from coordinator.run_record import committed_round, further_exits, read_metrics, read_record
 from coordinator.status import DeviceStatus
 from toolkit.errors import MachineError
 
@@ -25,8 +25,8 @@ LEDGER_FILE = "ledger.jsonl"
 SCHEMA = 1
 BUSY_S = 1.0
 """How long another coordinator's write is waited for; one takes milliseconds."""
-NOT_METRICS = frozenset({"round", "device", "cut"})
-"""Columns of metrics.csv that say what a row is of."""
+NOT_METRICS = frozenset({"round", "device", "cut", "further_exits"})
+"""Columns of metrics.csv that say what a row is of, and the one that holds several numbers."""
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS run (name TEXT PRIMARY KEY, started TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS metric (
@@ -150,12 +150,15 @@ class History:
             )
 
     def add_round(self, run: str, rows: Iterable[Mapping[str, str]], events: Iterable[Event] = ()) -> None:
-        """Take in a closed round, as metrics.csv has it; empty cells are left out."""
+        """Take in a closed round, as metrics.csv has it; empty cells are left out.
+
+        A further exit's accuracy is called ``exit_accuracy_<stage>``.
+        """
         metrics = [
             (run, int(row["round"]), row["device"], name, value)
             for row in rows
-            for name, text in row.items()
-            if name not in NOT_METRICS and (value := _number(text)) is not None
+            for name, text in _numbers_of(row)
+            if (value := _number(text)) is not None
         ]
         self._write(*(("INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?, ?)", metric) for metric in metrics))
         self.add_events(run, events)
@@ -303,6 +306,12 @@ def _events_in_ledger(folder: Path) -> Iterator[Event]:
                 yield Event(round_, "round", text=reason)
             case _:
                 pass
+
+
+def _numbers_of(row: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    yield from ((name, text) for name, text in row.items() if name not in NOT_METRICS)
+    for stage, accuracy in further_exits(row.get("further_exits", "")).items():
+        yield f"exit_accuracy_{stage}", accuracy
 
 
 def _number(text: str) -> float | None:

@@ -32,6 +32,7 @@ from coordinator.run_record import (
     RunRecord,
     Status,
     record_of,
+    whole_rows,
 )
 from toolkit.disk import SYSTEM_DISK, Disk, make_folder_durably, write_atomically
 from toolkit.errors import CheckpointError, RunError, writing
@@ -190,8 +191,9 @@ class RunFolder:
         if not self.disk.exists(path):
             return
         text = self.disk.read(path).decode(errors="replace")
-        rows = [tuple(row) for row in csv.reader(io.StringIO(text)) if len(row) == len(METRICS)]
-        whole = [row for row in rows if row[0].isdecimal() and int(row[0]) <= rounds_closed]
+        kept = [row for row in whole_rows(io.StringIO(text)) if int(row["round"]) <= rounds_closed]
+        # A run that an earlier version began gets the columns that it lacks, empty.
+        whole = (tuple(row.get(name, "") for name in METRICS) for row in kept)
         self._write(METRICS_FILE, _csv_of([METRICS, *whole]))
 
     def close(self) -> None:
@@ -223,8 +225,10 @@ def metric_rows(report: RoundReport, cuts: Mapping[str, str]) -> list[tuple[str,
             cuts[device.device],
             *map(_rounded, (device.exit_accuracy, device.server_accuracy)),
             *map(_rounded, (device.exit_loss, device.server_loss)),
-            *map(str, (device.n_steps, device.n_void, device.n_eval, device.n_bytes)),
+            *map(str, (device.n_steps, device.n_void, device.n_eval)),
+            *map(str, (device.n_bytes, device.weights_bytes, device.lowered_bytes)),
             f"{report.seconds:.3f}",
+            " ".join(f"{stage}={_rounded(accuracy)}" for stage, accuracy in device.further_exits.items()),
         )
         for device in report.devices
     ]

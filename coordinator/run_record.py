@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from csv import DictReader
 from pathlib import Path
 from typing import Literal
@@ -30,9 +30,12 @@ METRICS = (
     "n_void",
     "n_eval",
     "up_bytes",
+    "weights_up_bytes",
+    "down_bytes",
     "seconds",
+    "further_exits",
 )
-"""Columns of metrics.csv."""
+"""Columns of metrics.csv. Of ``up_bytes`` so many are weights; ``further_exits`` are ``stage=accuracy``, input first."""
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
@@ -96,7 +99,18 @@ def read_metrics(folder: Path) -> Iterator[Mapping[str, str]]:
     if not path.exists():
         return
     with path.open(newline="") as file:
-        for row in DictReader(file):
-            # A short row has None for what is missing; a long one a key None for what is too much.
-            if None not in row and None not in row.values() and row["round"].isdecimal():
-                yield row
+        yield from whole_rows(file)
+
+
+def whole_rows(lines: Iterable[str]) -> Iterator[Mapping[str, str]]:
+    """Read the whole rows of metrics.csv from its lines, by the columns that its own header names."""
+    for row in DictReader(lines):
+        # A short row has None for what is missing; a long one a key None for what is too much.
+        if None not in row and None not in row.values() and row.get("round", "").isdecimal():
+            yield row
+
+
+def further_exits(cell: str) -> dict[str, str]:
+    """Read the column ``further_exits``: accuracy by stage, as it stands there."""
+    pairs = (pair.partition("=") for pair in cell.split())
+    return {stage: accuracy for stage, _, accuracy in pairs}

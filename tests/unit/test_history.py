@@ -18,7 +18,10 @@ CUTS = {"ant": "stem", "bee": "layer1"}
 
 
 def report(round_, *, n_void=0, excused=""):
-    ant = DeviceReport("ant", 3, 0, 500, 8, 0.25, 1.5, 0.5 + round_ / 10, 0.75)
+    ant = DeviceReport(
+        "ant", 3, 0, 500, 8, 0.25, 1.5, 0.5 + round_ / 10, 0.75,
+        server_exit_accuracy={"layer1": 0.625, "layer3": 0.875},
+    )  # fmt: skip
     bee = DeviceReport("bee", 2, n_void, 400, 0, None, None, None, None, excused)
     return RoundReport(round_, 1.5, "complete", (ant, bee))
 
@@ -68,14 +71,17 @@ def numbers(history):
 
 def test_a_closed_round_is_there_as_metrics_csv_has_it(ran):
     ran.close_round(1)
-    assert numbers(ran.history)[:3] == [
+    assert numbers(ran.history)[:6] == [
+        (1, "ant", "down_bytes", 0.0),
         (1, "ant", "exit_accuracy", 0.6),
+        (1, "ant", "exit_accuracy_layer1", 0.625),
+        (1, "ant", "exit_accuracy_layer3", 0.875),
         (1, "ant", "exit_loss_nats", 0.25),
         (1, "ant", "n_eval", 8.0),
     ]
     # An empty cell is no row: nothing was measured.
     assert {m.name for m in ran.history.metrics(RUN, device="bee")} == {
-        "n_steps", "n_void", "n_eval", "up_bytes", "seconds",
+        "n_steps", "n_void", "n_eval", "up_bytes", "weights_up_bytes", "down_bytes", "seconds",
     }  # fmt: skip
     with History.of_folder(ran.path) as again:
         assert numbers(again) == numbers(ran.history)

@@ -8,7 +8,7 @@ import pytest
 from coordinator.ledger import TermRaised, read_ledger
 from coordinator.round_report import DeviceReport, RoundReport
 from coordinator.run_folder import RunFolder
-from coordinator.run_record import METRICS
+from coordinator.run_record import METRICS, further_exits, read_metrics
 from tests.unit.test_checkpoints import state
 from toolkit.cli.entry import main
 from toolkit.errors import CheckpointError, MachineError, RunError
@@ -29,8 +29,8 @@ def folder(path):
     opened.close()
 
 
-def report(round_, accuracy=0.5):
-    device = DeviceReport("ant", 3, 1, 500, 8, 0.25, None, accuracy, None)
+def report(round_, accuracy=0.5, **more):
+    device = DeviceReport("ant", 3, 1, 500, 8, 0.25, None, accuracy, None, **more)
     return RoundReport(round_, 1.5, "complete", (device,))
 
 
@@ -109,9 +109,37 @@ def test_metrics_have_one_header_and_a_row_a_round_and_device(folder, path):
     folder.write_metrics(report(2), CUTS)
     assert rows(path) == [
         list(METRICS),
-        ["1", "ant", "stem", "0.5000", "", "0.2500", "", "3", "1", "8", "500", "1.500"],
-        ["2", "ant", "stem", "0.5000", "", "0.2500", "", "3", "1", "8", "500", "1.500"],
+        ["1", "ant", "stem", "0.5000", "", "0.2500", "", "3", "1", "8", "500", "0", "0", "1.500", ""],
+        ["2", "ant", "stem", "0.5000", "", "0.2500", "", "3", "1", "8", "500", "0", "0", "1.500", ""],
     ]
+
+
+def test_metrics_tell_weights_both_ways_and_every_further_exit(folder, path):
+    before, behind = {"stem": 0.25, "layer1": 0.375}, {"layer3": 0.75}
+    folder.write_metrics(
+        report(
+            1,
+            weights_bytes=200,
+            lowered_bytes=300,
+            shallow_accuracy=before,
+            server_exit_accuracy=behind,
+        ),
+        CUTS,
+    )
+    (row,) = read_metrics(path)
+    assert [row[name] for name in ("up_bytes", "weights_up_bytes", "down_bytes")] == ["500", "200", "300"]
+    told = {stage: float(accuracy) for stage, accuracy in further_exits(row["further_exits"]).items()}
+    assert list(told.items()) == [*before.items(), *behind.items()]
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_with_the_columns_of_this_one(folder, path):
+    (path / "metrics.csv").write_text("round,device,cut,exit_accuracy,up_bytes\n1,ant,stem,0.25,100\n")
+    folder.trim_metrics(1)
+    folder.write_metrics(report(2), CUTS)
+    first, second = read_metrics(path)
+    assert list(first) == list(second) == list(METRICS)
+    assert (first["exit_accuracy"], first["up_bytes"], first["down_bytes"]) == ("0.25", "100", "")
+    assert (second["exit_accuracy"], second["up_bytes"], second["down_bytes"]) == ("0.5000", "500", "0")
 
 
 @pytest.mark.parametrize("torn", ["", "3,ant,st", "3", ",,,,,,,,,,,", "\x00\x00\x00"])

@@ -71,7 +71,7 @@ def test_without_a_coordinator_the_folder_says_how_a_run_stands(home):
 
 def test_what_is_not_committed_is_not_shown(home):
     with (home / RUN / "metrics.csv").open("a") as file:
-        file.write("3,ant,stem,0.99,0.99,0.1,0.1,3,0,8,500,1.5\r\n")
+        file.write("3,ant,stem,0.99,0.99,0.1,0.1,3,0,8,500,0,0,1.5,\r\n")
     assert status_of(home / RUN).devices[0].exit_accuracy == 0.7
 
 

@@ -32,6 +32,7 @@ class RunFacts(msgspec.Struct, kw_only=True):
 
     Attributes:
         is_live: whether its coordinator runs.
+        down_bytes: of what was handed down to devices.
         seconds: its rounds together.
         error: why it can't be read; all else is empty then.
     """
@@ -49,6 +50,7 @@ class RunFacts(msgspec.Struct, kw_only=True):
     exit_accuracy: float | None = None
     server_accuracy: float | None = None
     up_bytes: float = 0
+    down_bytes: float = 0
     seconds: float = 0
     error: str = ""
 
@@ -124,6 +126,7 @@ def compare(
         ["exit accuracy", *(_percent(each.exit_accuracy) for each in facts)],
         ["server accuracy", *(_percent(each.server_accuracy) for each in facts)],
         ["MB up", *(f"{each.up_bytes / BYTES_PER_MB:.1f}" for each in facts)],
+        ["MB down", *(f"{each.down_bytes / BYTES_PER_MB:.1f}" for each in facts)],
         ["seconds", *(f"{each.seconds:.1f}" for each in facts)],
         *([key, *(value or "-" for value in values)] for key, values in settings.items()),
     ]
@@ -203,6 +206,7 @@ def _facts(folder: Path) -> RunFacts:
             if int(row["round"]) > committed:
                 continue
             facts.up_bytes += float(row["up_bytes"])
+            facts.down_bytes += float(row.get("down_bytes") or 0)  # earlier versions did not write it
             seconds[row["round"]] = float(row["seconds"])
             for column, latest in accuracies.items():
                 if row[column]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from toolkit.plots.told import RunTold
 
 FORMATS = ("svg", "png")
+BYTES_PER_MB = 1e6
 
 
 def show(
@@ -50,7 +51,7 @@ def show(
     for run in runs:
         typer.echo(f"{run.name}: {_rounds(run)} rounds, {len(run.cuts)} devices")
     if devices:
-        columns = ["run", "device", "cut after", "exit", "server", "MB up in the last round"]
+        columns = ["run", "device", "cut after", "exit", "server", "further exits", "MB up", "MB down"]
         table(columns, [_cells(row) for row in devices], title="last round, own held-out samples")
     say_pictures(drawn)
 
@@ -100,6 +101,8 @@ def _rounds(run: RunTold) -> int:
 
 def _last_rows(run: RunTold) -> list[dict[str, Any]]:
     """Each device's newest row."""
+    from coordinator.run_record import further_exits
+
     newest = {row.device: row for row in run.rounds}
     return [
         {
@@ -108,7 +111,12 @@ def _last_rows(run: RunTold) -> list[dict[str, Any]]:
             "cut": row.cut,
             "exit_accuracy": row.exit_accuracy,
             "server_accuracy": row.server_accuracy,
+            "further_exits": {
+                stage: float(share) for stage, share in further_exits(row.further_exits).items()
+            },
             "up_bytes": row.up_bytes,
+            "weights_up_bytes": row.weights_up_bytes,
+            "down_bytes": row.down_bytes,
         }
         for row in newest.values()
     ]
@@ -116,4 +124,6 @@ def _last_rows(run: RunTold) -> list[dict[str, Any]]:
 
 def _cells(row: dict[str, Any]) -> Sequence[str]:
     shares = ["-" if row[key] is None else f"{row[key]:.1%}" for key in ("exit_accuracy", "server_accuracy")]
-    return [row["run"], row["device"], row["cut"], *shares, f"{row['up_bytes'] / 1e6:.2f}"]
+    further = ", ".join(f"{stage} {share:.1%}" for stage, share in row["further_exits"].items()) or "-"
+    traffic = [f"{row[key] / BYTES_PER_MB:.2f}" for key in ("up_bytes", "down_bytes")]
+    return [row["run"], row["device"], row["cut"], *shares, further, *traffic]

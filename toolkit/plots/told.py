@@ -27,11 +27,14 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     round: int
     device: str
     cut: str
-    exit_accuracy: float | None
-    server_accuracy: float | None
-    exit_loss_nats: float | None
-    server_loss_nats: float | None
     up_bytes: int
+    exit_accuracy: float | None = None
+    server_accuracy: float | None = None
+    exit_loss_nats: float | None = None
+    server_loss_nats: float | None = None
+    weights_up_bytes: int = 0
+    down_bytes: int = 0
+    further_exits: str = ""
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -93,7 +96,7 @@ def _read_run(path: Path) -> RunTold:
     try:
         result, inference = kept_result(path), kept_inference(path)
         rows = [
-            msgspec.convert({k: v or None for k, v in row.items()}, Told, strict=False)
+            msgspec.convert({name: text for name, text in row.items() if text}, Told, strict=False)
             for row in read_metrics(path)
         ]
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
