@@ -2,6 +2,7 @@
 
     python tests/bench/cifar_matrix.py ROOT FOLDER               # runs what is missing, then prints the tables
     python tests/bench/cifar_matrix.py ROOT FOLDER --size full --seeds 1     # for a GPU
+    python tests/bench/cifar_matrix.py ROOT FOLDER --only prefixes           # only rows with this in their name
     python tests/bench/cifar_matrix.py ROOT FOLDER --table       # only prints the tables of what is there
 
 ROOT is torchvision's folder of CIFAR-10 (Krizhevsky 2009). Runs are ordered by seed: whatever is finished is a table.
@@ -23,6 +24,26 @@ from toolkit.nn.datasets import load_source
 
 PARTITIONS = ("iid", "dirichlet:0.5")
 OF_TABLE = tuple(name for name in TRAINED if not name.startswith("SplitFed"))
+SYNC = ("run.client_sync=prefix",)
+EXTENDED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "Sequential, prefixes every 5 steps": ("prefixes", SYNC, TRAINED["Sequential"]),
+    "..., momentum averaged, the server teaches (1.0): the preset best": (
+        "best",
+        (*SYNC, "run.sync_momentum=average", "run.server_logits=1.0"),
+        TRAINED["Sequential"],
+    ),
+    "Averaging and prefixes every 5 steps": ("averaging-prefixes", SYNC, TRAINED["Averaging"]),
+    "Consolidated, prefixes every 5 steps": ("consolidated-prefixes", SYNC, TRAINED["Consolidated (ours)"]),
+    "Sequential, prefixes every 5 steps, weights float16, activations int8": (
+        "prefixes-int8",
+        (*SYNC, "run.sync_codec=float16", "run.codec=int8"),
+        TRAINED["Sequential"],
+    ),
+    "FedAvg every 5 steps": ("fedavg-5", (), TRAINED["FedAvg, every round"]),
+}
+"""Name of a row to that of its files, settings and flags; a round is STEPS steps a device, and there are as many steps
+in all as the other rows make."""
+STEPS = 5
 FLEET = (*("--devices", "12", "--cuts", "layer1,layer2,layer3", "--model", "resnet18", "--held-out", "0.1"),)
 
 
@@ -33,6 +54,7 @@ class Size:
     Attributes:
         n_images: divided over the devices, as many of every class; a tenth of each device's is held out.
         n_test: the first so many of the published test set, in its order.
+        rounds: of one pass over a device's data; ``short_rounds`` of STEPS steps are as many steps on average.
         settings: of the run.
         flags: more of ``hsee simulate``.
     """
@@ -40,6 +62,7 @@ class Size:
     n_images: int
     n_test: int
     rounds: int
+    short_rounds: int
     settings: tuple[str, ...]
     flags: tuple[str, ...] = ()
 
@@ -49,12 +72,14 @@ SIZES = {
         8_890,
         2_000,
         6,
+        25,
         ("run.model_options.width=16", "run.model_options.stem=strided", "run.compute=cpu"),
     ),
     "full": Size(
         50_000,
         10_000,
         10,
+        60,
         (
             *("run.model_options.width=64", "run.compute=cuda", "run.batch_size=128", "run.lr=0.1"),
             "run.codec=float16",
@@ -73,29 +98,43 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="run only rows with this in their name")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     folder, size = options.folder.resolve(), SIZES[options.size]
     if not options.table:
         prepare(options.root, folder, size)
     of_partition: dict[str, list[Row]] = {}
-    for seed, partition, name in product(range(options.seeds), PARTITIONS, OF_TABLE):
-        row = Row(
-            name,
-            f"{seed}-{partition.replace(':', '')}-{TRAINED[name][1]}",
-            (
-                *("--data", f"npz:{folder / 'train.npz'}", "--test", f"npz:{folder / 'test.npz'}", *FLEET),
-                *("--partition", partition, "--seed", str(seed), "--rounds", str(size.rounds)),
-                *(word for setting in size.settings for word in ("--set", setting)),
-                *(*size.flags, *TRAINED[name]),
-            ),
-        )
+    for seed, partition, name in product(range(options.seeds), PARTITIONS, (*OF_TABLE, *EXTENDED)):
+        row = make_row(name, partition, seed, folder, size)
         of_partition.setdefault(partition, []).append(row)
-        if not options.table:
+        if not options.table and options.only in name:
             run(row, folder)
     for partition, rows in of_partition.items():
         say(f"\n**{partition}**\n")
         print_table(folder, rows, of="seeds")
+
+
+def make_row(name: str, partition: str, seed: int, folder: Path, size: Size) -> Row:
+    """Say what ``hsee simulate`` is given for a row."""
+    settings, rounds = size.settings, size.rounds
+    if name in EXTENDED:
+        of_files, own, flags = EXTENDED[name]
+        rounds = size.short_rounds
+        settings = (*settings, f"run.round_steps={STEPS}", f"run.eval_every={rounds}", *own)
+    else:
+        flags = TRAINED[name]
+        of_files = flags[1]
+    return Row(
+        name,
+        f"{seed}-{partition.replace(':', '')}-{of_files}",
+        (
+            *("--data", f"npz:{folder / 'train.npz'}", "--test", f"npz:{folder / 'test.npz'}", *FLEET),
+            *("--partition", partition, "--seed", str(seed), "--rounds", str(rounds)),
+            *(word for setting in settings for word in ("--set", setting)),
+            *(*size.flags, *flags),
+        ),
+    )
 
 
 def prepare(root: Path, folder: Path, size: Size) -> None:
