@@ -2,59 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from coordinator.commits import Commits
+from coordinator.roll import Roll
 from coordinator.rounds import RoundLoop
+from coordinator.underway import Underway
 from toolkit.wire.limits import MAX_TEXT_CHARACTERS
-from toolkit.wire.messages import Phase, State
-from toolkit.wire.seats import Seat
+from toolkit.wire.messages import DownMessage, Phase, State
 
 STATE_EVERY_S = 5.0
 """A state message goes to every device at least so often while anything is owed."""
 
 
 class Flow:
-    """Remembers what each device was told last.
+    """Tells devices how far they may go, and remembers what each was told last.
 
     Args:
+        roll: who speaks for each device.
+        commits: say what is durable.
+        send: takes each message to a device.
+        clock: monotonic seconds.
         deadline_s: of a round; 0 for none.
     """
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(
+        self,
+        roll: Roll,
+        commits: Commits,
+        *,
+        send: Callable[[str, DownMessage], None],
+        clock: Callable[[], float],
+        deadline_s: float,
+    ) -> None:
+        self._roll = roll
+        self._commits = commits
+        self._send = send
+        self._clock = clock
         self._deadline_s = deadline_s
         self._told: dict[str, tuple[float, int, int]] = {}
 
-    def is_due(self, device: str, loop: RoundLoop, now: float) -> bool:
-        """Whether to tell a device its credit: a new round, credit that grew enough to matter, or time."""
-        said_at, round_, limit = self._told.get(device, (-STATE_EVERY_S, 0, 0))
-        grown = loop.limit(device) - limit
-        at_end = grown > 0 and loop.limit(device) > loop.devices[device].n_owed
-        enough = grown >= max(1, loop.window // 2)
-        return round_ != loop.round or enough or at_end or now - said_at >= STATE_EVERY_S
+    def keep_told(self, underway: Underway) -> None:
+        """Tell every device that is due."""
+        now = self._clock()
+        for device in underway.loop.devices:
+            if self._is_due(device, underway.loop, now):
+                self.tell(device, underway, phase="training")
 
-    def message(
-        self,
-        seat: Seat,
-        loop: RoundLoop,
-        *,
-        phase: Phase,
-        watermark: tuple[int, int],
-        plan_version: int,
-        lowered_round: int = 0,
-        detail: str,
-        now: float,
-    ) -> State:
-        """Make the state message that ``seat`` is due, complete and absolute, and remember it as told.
+    def tell_everybody(self, underway: Underway) -> None:
+        """Tell every device of the round."""
+        for device in underway.loop.devices:
+            self.tell(device, underway, phase="training")
+
+    def tell(self, device: str, underway: Underway, *, phase: Phase, detail: str = "") -> None:
+        """Send a device the state message that says all: complete and absolute.
 
         Args:
-            seat: already counted up: its ``n`` is the message's.
-            loop: of the open round.
+            device: told nothing where it has no part in the round, or no process speaks for it.
+            underway: what it is told of.
             phase: of the run.
-            watermark: (round, seq) of the oldest kept checkpoint.
-            plan_version: in force.
-            lowered_round: whose results are handed down; 0 for none.
             detail: for people; cut to what a message may hold.
-            now: on the clock that opened the round.
         """
-        held = loop.devices[seat.device]
+        loop = underway.loop
+        # A device may have joined and left again before the plan was made.
+        if not self._roll[device].incarnation or device not in loop.devices:
+            return
+        seat, now = self._roll.count_state(device), self._clock()
+        watermark_round, watermark_seq = self._commits.watermark(device)
         left_s = max(0.0, loop.opened_at + self._deadline_s - now) if self._deadline_s else 0.0
         state = State(
             term=seat.term,
@@ -62,14 +76,22 @@ class Flow:
             n=seat.n,
             phase=phase,
             round=loop.round,
-            next=held.next,
-            limit=loop.limit(seat.device),
-            watermark_round=watermark[0],
-            watermark_seq=watermark[1],
-            plan_version=plan_version,
+            next=loop.devices[device].next,
+            limit=loop.limit(device),
+            watermark_round=watermark_round,
+            watermark_seq=watermark_seq,
+            plan_version=underway.state.plan_version,
             round_left_s=left_s,
             detail=detail[:MAX_TEXT_CHARACTERS],
-            lowered_round=lowered_round,
+            lowered_round=underway.model.lowered_round,
         )
-        self._told[seat.device] = (now, state.round, state.limit)
-        return state
+        self._told[device] = (now, state.round, state.limit)
+        self._send(device, state)
+
+    def _is_due(self, device: str, loop: RoundLoop, now: float) -> bool:
+        """Whether to tell a device its credit: a new round, credit that grew enough to matter, or time."""
+        said_at, round_, limit = self._told.get(device, (-STATE_EVERY_S, 0, 0))
+        grown = loop.limit(device) - limit
+        at_end = grown > 0 and loop.limit(device) > loop.devices[device].n_owed
+        enough = grown >= max(1, loop.window // 2)
+        return round_ != loop.round or enough or at_end or now - said_at >= STATE_EVERY_S

@@ -64,6 +64,11 @@ class Underway:
     loop: RoundLoop
     model: Model
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all rounds of the run are closed."""
+        return not self.loop.is_open and self.loop.round >= self.state.common.rounds
+
 
 def take_up(
     state: CommittedState,

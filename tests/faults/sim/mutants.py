@@ -8,77 +8,104 @@ from typing import Any
 import msgspec
 
 from coordinator.intake import Intake
-from coordinator.rounds import RoundLoop
+from coordinator.planning import Planner
 from coordinator.server import Coordinator
+from coordinator.underway import Underway
 from device_agent.agent import Agent
 from device_agent.sending import Sender
 from tests.faults.sim.world import Makers
 from toolkit.wire import chunks, payloads, session
-from toolkit.wire.messages import State
+from toolkit.wire.messages import Hello, State
 
 
 class IdWithIncarnation(Coordinator):
     """A batch of another process is another batch: its list begins anew."""
 
-    def _on_hello(self, device: str, hello: Any) -> None:
-        before = self._roll[device].incarnation
-        super()._on_hello(device, hello)
-        if self._underway is not None and before and self._roll[device].incarnation > before:
-            loop: RoundLoop = self._underway.loop
-            if device in loop.devices and loop.is_open:
-                loop.devices[device] = loop._list_of(device, loop.round)
+    def _make_parts(self, planner: Planner) -> None:
+        super()._make_parts(planner)
+        on_hello = self._hearing._on_hello
+
+        def begin_anew(device: str, hello: Hello, underway: Underway | None) -> None:
+            before = self._roll[device].incarnation
+            on_hello(device, hello, underway)
+            if underway is not None and before and self._roll[device].incarnation > before:
+                loop = underway.loop
+                if device in loop.devices and loop.is_open:
+                    loop.devices[device] = loop._list_of(device, loop.round)
+
+        self._hearing._on_hello = begin_anew  # type: ignore[method-assign]
 
 
 class WatermarkBeforeFsync(Coordinator):
     """What is about to be committed is told as if it were."""
 
-    def _commit(self, underway: Any, now: float) -> None:
-        loop = underway.loop
-        opened = loop.as_committed(now) if loop.is_open else None
-        n_owed = {device: held.n_owed for device, held in loop.devices.items()}
-        soon = msgspec.structs.replace(
-            underway.state,
-            round=loop.round - 1 if opened else loop.round,
-            open=opened,
-            n_owed=underway.state.n_owed if opened else n_owed,
-        )
-        kept = list(self._kept)
-        if kept and (opened or not loop.is_open):
-            self._kept.clear()
-            self._kept.extend([*kept, soon][-2:])
-            self._tell_everybody()
-            self._kept.clear()
-            self._kept.extend(kept)
-        super()._commit(underway, now)
+    def _make_parts(self, planner: Planner) -> None:
+        super()._make_parts(planner)
+        commits, commit = self._commits, self._commits.commit
+
+        def tell_first(underway: Underway, now: float) -> None:
+            loop = underway.loop
+            opened = loop.as_committed(now) if loop.is_open else None
+            n_owed = {device: held.n_owed for device, held in loop.devices.items()}
+            soon = msgspec.structs.replace(
+                underway.state,
+                round=loop.round - 1 if opened else loop.round,
+                open=opened,
+                n_owed=underway.state.n_owed if opened else n_owed,
+            )
+            kept = list(commits._kept)
+            if kept and (opened or not loop.is_open):
+                commits._kept.clear()
+                commits._kept.extend([*kept, soon][-2:])
+                self._flow.tell_everybody(underway)
+                commits._kept.clear()
+                commits._kept.extend(kept)
+            commit(underway, now)
+
+        commits.commit = tell_first  # type: ignore[method-assign]
 
 
 class HighestSeqWatermark(Coordinator):
     """Whatever was applied last is told as durable."""
 
-    def _watermark(self, device: str) -> tuple[int, int]:
-        loop = self._underway.loop if self._underway else None
-        if loop is not None and device in loop.devices and loop.devices[device].next > 1:
-            return loop.round, loop.devices[device].next - 1
-        return super()._watermark(device)
+    def _make_parts(self, planner: Planner) -> None:
+        super()._make_parts(planner)
+        watermark = self._commits.watermark
+
+        def of_the_last(device: str) -> tuple[int, int]:
+            loop = self._underway.loop if self._underway else None
+            if loop is not None and device in loop.devices and loop.devices[device].next > 1:
+                return loop.round, loop.devices[device].next - 1
+            return watermark(device)
+
+        self._commits.watermark = of_the_last  # type: ignore[method-assign]
 
 
 class NewestGenerationWatermark(Coordinator):
     """The newest checkpoint counts, not the oldest one that is kept."""
 
-    def _watermark(self, device: str) -> tuple[int, int]:
-        return self._kept[-1].watermark(device)
+    def _make_parts(self, planner: Planner) -> None:
+        super()._make_parts(planner)
+        commits = self._commits
+        commits.watermark = lambda device: commits._kept[-1].watermark(device)  # type: ignore[method-assign]
 
 
 class LedgerAfterModel(Coordinator):
     """The checkpoint is renamed before the ledger's rows are synced."""
 
-    def _commit(self, underway: Any, now: float) -> None:
-        sync, self._ledger.sync = self._ledger.sync, lambda: None  # type: ignore[method-assign]
-        try:
-            super()._commit(underway, now)
-        finally:
-            self._ledger.sync = sync  # type: ignore[method-assign]
-        self._ledger.sync()
+    def _make_parts(self, planner: Planner) -> None:
+        super()._make_parts(planner)
+        commit, sync = self._commits.commit, self._ledger.sync
+
+        def sync_last(underway: Underway, now: float) -> None:
+            self._ledger.sync = lambda: None  # type: ignore[method-assign]
+            try:
+                commit(underway, now)
+            finally:
+                self._ledger.sync = sync  # type: ignore[method-assign]
+            sync()
+
+        self._commits.commit = sync_last  # type: ignore[method-assign]
 
 
 class AnyTerm(Intake):
@@ -89,9 +116,9 @@ class AnyTerm(Intake):
 
 
 class OlderTermAccepted(Coordinator):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._intake = AnyTerm(0.0)
+    def _make_parts(self, planner: Planner) -> None:
+        super()._make_parts(planner)
+        self._hearing._intake = AnyTerm(0.0)
 
 
 class SenderByBatchId(Sender):

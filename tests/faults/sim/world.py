@@ -538,7 +538,13 @@ class World:
 def held_by(coordinator: Coordinator) -> dict[str, int]:
     """Lengths of all that a coordinator holds and that could grow with time."""
     found = {}
-    parts = {"roll": coordinator._roll, "intake": coordinator._intake, "flow": coordinator._flow}
+    parts = {
+        "roll": coordinator._roll,
+        "intake": coordinator._intake,
+        "flow": coordinator._flow,
+        "commits": coordinator._commits,
+        "course": coordinator._course,
+    }
     if coordinator._underway is not None:
         parts["loop"] = coordinator._underway.loop
     for part, owner in {**parts, "coordinator": coordinator}.items():
