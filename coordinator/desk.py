@@ -36,7 +36,11 @@ class Running(Protocol):
     status: Status
     detail: str
     n_refused_messages: int
-    is_connected: bool
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its link is up."""
+        ...
 
     def dismiss(self, device: str) -> bool:
         """Wait no longer for a device; whether it was heard of."""

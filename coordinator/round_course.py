@@ -62,10 +62,12 @@ class RoundCourse:
             self._open(underway)
 
     def open_next(self, underway: Underway, now: float) -> bool:
-        """Open the next round once a device is here for it; whether it did.
+        """Open the next round, if there is one, once a device is here for it; whether it did.
 
         Raises: PartialError: none came for so long that the run ends.
         """
+        if underway.is_done:
+            return False
         if self._roll.is_anybody_here:
             self._open(underway)
             return True

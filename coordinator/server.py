@@ -38,6 +38,7 @@ from coordinator.underway import Model, Underway, take_up
 from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received, matches
+from toolkit.link.contact import Contact
 from toolkit.wire import frames, seats
 from toolkit.wire.messages import Assignment, DownMessage
 from toolkit.wire.seats import Seat
@@ -103,9 +104,7 @@ class Coordinator:
         self._make_parts(planner or ProfilePlanner())
         self._refusals = Seldom()
         self._underway: Underway | None = None
-        self._first_contact_by: float | None = clock() + connect_s
-        self.is_connected = False
-        self._trying_said = False
+        self._contact = Contact(clock, who="this coordinator", connect_s=connect_s)
         self.n_refused_messages = 0
         self.status: Status = "waiting"
         self.detail = ""
@@ -174,6 +173,11 @@ class Coordinator:
             return False
         self._roll.advance(device, seats.Gone(self._roll[device].boot_nonce, on_purpose=True))
         return True
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the link is up."""
+        return self._contact.is_connected
 
     @property
     def over(self) -> bool:
@@ -260,14 +264,11 @@ class Coordinator:
         if underway is None:
             self._gather(now)
             return False
-        if underway.is_done:
-            return self._finish(underway, now)
         if not underway.loop.is_open:
-            return self._course.open_next(underway, now)
+            return self._finish_if_done(underway, now) or self._course.open_next(underway, now)
         is_sending = self._handing_down.send_some(underway)
         if self._course.train(underway, now) or is_sending or self._course.move(underway, now):
-            if underway.is_done:
-                self._finish(underway, now)
+            self._finish_if_done(underway, now)
             return True
         return False
 
@@ -303,9 +304,10 @@ class Coordinator:
             service.begin(underway)
         self._course.take_up(underway)
 
-    def _finish(self, underway: Underway, now: float) -> bool:
-        """End the run where devices can be told of it, or when the broker has been away for long."""
-        if not self.is_connected and now - self._commits.at < FAREWELL_S:
+    def _finish_if_done(self, underway: Underway, now: float) -> bool:
+        """End a run that is done, where devices can be told of it, or when the broker has been away for long."""
+        can_tell = self.is_connected or now - self._commits.at >= FAREWELL_S
+        if not underway.is_done or not can_tell:
             return False
         self.end("finished", f"All {underway.loop.round} rounds are done.")
         return True
@@ -315,8 +317,7 @@ class Coordinator:
     def _on_link(self, event: LinkEvent) -> None:
         match event:
             case Connected():
-                self._first_contact_by = None
-                self.is_connected = True
+                self._contact.made()
                 of_services = (topics for service in self._services for topics in service.filters)
                 self._link.subscribe(
                     self._topics.all_up(self.run),
@@ -326,15 +327,9 @@ class Coordinator:
                 )
                 self._bridge.say("online")
             case Disconnected(error=error):
-                self.is_connected = False
-                due = self._first_contact_by
-                if due is None:
-                    self._observe(Notice(f"Lost the broker: {error.message} Trying again."))
-                elif not error.retryable or self._clock() >= due:
-                    raise error
-                elif not self._trying_said:
-                    self._trying_said = True
-                    self._observe(Notice(f"{error.message} Trying again for {due - self._clock():.0f} s."))
+                line = self._contact.lost(error)
+                if line:
+                    self._observe(Notice(line[0].upper() + line[1:]))
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(topic, payload)

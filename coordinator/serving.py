@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from coordinator.service import Service
 from toolkit.errors import RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received, matches
+from toolkit.link.contact import Contact
 
 
 class Server:
@@ -31,9 +32,8 @@ class Server:
     ) -> None:
         self._link = link
         self._services = tuple(services)
-        self._clock = clock
         self._say = say
-        self._first_contact_by: float | None = clock() + connect_s
+        self._contact = Contact(clock, who="this coordinator", connect_s=connect_s)
         self.n_refused_messages = 0
 
     def start(self) -> None:
@@ -60,15 +60,13 @@ class Server:
     def _on_link(self, event: LinkEvent) -> None:
         match event:
             case Connected():
-                self._first_contact_by = None
+                self._contact.made()
                 self._link.subscribe(*(topics for service in self._services for topics in service.filters))
                 self._say("connected to the broker")
             case Disconnected(error=error):
-                due = self._first_contact_by
-                if due is None:
-                    self._say(f"lost the broker: {error.message} Trying again.")
-                elif not error.retryable or self._clock() >= due:
-                    raise error
+                line = self._contact.lost(error)
+                if line:
+                    self._say(line)
             case Received(topic=topic, payload=payload):
                 for service in self._services:
                     if any(matches(topic_filter, topic) for topic_filter in service.filters):

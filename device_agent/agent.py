@@ -15,15 +15,14 @@ from device_agent.sending import USUAL_CONDUCT, Conduct, Sender
 from device_agent.trains_rounds import TrainsRounds
 from toolkit import __version__
 from toolkit.errors import (
-    BrokerError,
     FencedError,
-    IdentityConflictError,
     RefusedError,
     RemoteProtocolError,
     RunError,
 )
 from toolkit.failpoints import failpoint
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received
+from toolkit.link.contact import Contact
 from toolkit.wire import frames, session, weights
 from toolkit.wire.job import Job, influence_line
 from toolkit.wire.limits import PROTOCOL_VERSION
@@ -116,11 +115,7 @@ class Agent:
         self._pace: PaceWatch | None = None
         self._fetching: Fetching | None = None
         self._stop: session.Stop | None = None
-        self._is_connected = False
-        self._link_changed_at = clock()
-        self._trying_said = False
-        self._refusal_said = ""
-        self._first_contact_by: float | None = clock() + connect_s
+        self._contact = Contact(clock, who="this device", connect_s=connect_s)
         self.n_refused_messages = 0
         self.exit_accuracy: float | None = None
 
@@ -132,7 +127,7 @@ class Agent:
     @property
     def is_connected(self) -> bool:
         """Whether the link is up."""
-        return self._is_connected
+        return self._contact.is_connected
 
     @property
     def cut(self) -> str:
@@ -199,7 +194,7 @@ class Agent:
 
     def _leave(self) -> None:
         state = self._session
-        if self._is_connected and state.phase is not DevicePhase.FENCED:
+        if self.is_connected and state.phase is not DevicePhase.FENCED:
             reason = "the run is over" if self.over else "stopped"
             self._up(Bye(device=self._device, boot_nonce=state.boot_nonce, reason=reason))
             self._link.publish(self._topics.device_state(self._device), self._word("offline"), retain=True)
@@ -260,7 +255,7 @@ class Agent:
 
     def _train_extra(self, trainer: TrainsRounds) -> bool:
         """Rule 8: with no coordinator heard for its lease, a device trains on; but joining comes first."""
-        is_joining = self._clock() - self._link_changed_at < session.REHELLO_AFTER_S
+        is_joining = self._clock() - self._contact.changed_at < session.REHELLO_AFTER_S
         if is_joining or not self._conduct.trains_alone:
             return False
         if not self._alone_said:
@@ -312,35 +307,21 @@ class Agent:
         match event:
             case Connected():
                 self._say("connected to the broker")
-                self._is_connected, self._first_contact_by, self._refusal_said = True, None, ""
-                self._link_changed_at = self._clock()
+                self._contact.made()
                 self._feed(session.LinkUp())
                 self._link.subscribe(self._topics.bridge_state)
                 self._link.publish(self._topics.device_state(self._device), self._word("online"), retain=True)
             case Disconnected(error=error):
-                self._on_disconnected(error)
+                line = self._contact.lost(error)
+                if line:
+                    self._say(line)
+                self._feed(session.LinkDown())
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(topic, payload)
                 except RemoteProtocolError as exc:
                     self.n_refused_messages += 1
                     self._say(f"refused a message on {topic}: {exc.message}")
-
-    def _on_disconnected(self, error: BrokerError) -> None:
-        due = self._first_contact_by
-        if due is not None and (not error.retryable or self._clock() >= due):
-            raise error
-        if due is not None and not self._trying_said:
-            self._trying_said = True
-            self._say(f"{error.message} Trying again for {due - self._clock():.0f} s.")
-        if self._is_connected or isinstance(error, IdentityConflictError):
-            self._say(f"lost the broker: {error.message} Trying again.")
-            self._link_changed_at = self._clock()
-        elif due is None and not error.retryable and error.code != self._refusal_said:
-            self._refusal_said = error.code
-            self._say(f"the broker lets this device in no more: {error} Trying again.")
-        self._is_connected = False
-        self._feed(session.LinkDown())
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         now = self._clock()

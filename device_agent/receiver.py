@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.errors import BrokerError, HseeError, MachineError, RemoteProtocolError, writing
+from toolkit.errors import HseeError, MachineError, RemoteProtocolError, writing
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received
+from toolkit.link.contact import Contact
 from toolkit.runtime.installing import MAX_INSTALL_BYTES, Installed
 from toolkit.wire import frames
 from toolkit.wire.limits import MAX_TEXT_CHARACTERS, PIECE_BYTES
@@ -103,7 +104,7 @@ class Receiver:
         self._clock = clock
         self._say = say
         self._max_bytes = max_bytes
-        self._first_contact_by: float | None = clock() + connect_s
+        self._contact = Contact(clock, who="this board", connect_s=connect_s)
         self._fetching: _Fetching | None = None
         self._receipt: Receipt | None = None
         self.n_refused_messages = 0
@@ -131,24 +132,19 @@ class Receiver:
     def _on_link(self, event: LinkEvent) -> None:
         match event:
             case Connected():
-                self._first_contact_by = None
+                self._contact.made()
                 self._link.subscribe(self._topics.offer(self._device))
                 self._say("connected to the broker; waiting for bundles")
             case Disconnected(error=error):
-                self._on_disconnected(error)
+                line = self._contact.lost(error)
+                if line:
+                    self._say(line)
             case Received(topic=topic, payload=payload):
                 try:
                     self._on_message(payload)
                 except RemoteProtocolError as exc:
                     self.n_refused_messages += 1
                     self._say(f"refused a message on {topic}: {exc.message}")
-
-    def _on_disconnected(self, error: BrokerError) -> None:
-        due = self._first_contact_by
-        if due is not None and (not error.retryable or self._clock() >= due):
-            raise error
-        if due is None:
-            self._say(f"lost the broker: {error.message} Trying again.")
 
     def _on_message(self, payload: bytes) -> None:
         message, body = frames.decode(payload)

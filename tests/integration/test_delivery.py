@@ -180,7 +180,7 @@ class Forger:
 def test_forged_offers_and_pieces_cost_nothing_and_install_nothing(rig, archive, tmp_path):
     board = rig.board("ant")
     place = tmp_path / "boards" / "ant"
-    rig.until(lambda: board._first_contact_by is None)
+    rig.until(lambda: board._contact.is_made)
     forger = Forger(rig)
     content = archive.read_bytes()
     digest = hashlib.sha256(content).digest()

@@ -89,7 +89,7 @@ def serving(broker, folder, *, run=RUN, slow_s=0.0):
             if slow_s and service.held_bytes:
                 time.sleep(slow_s)
             server.poll(0.01)
-            if server._first_contact_by is None:
+            if server._contact.is_made:
                 up.set()
 
     thread = threading.Thread(target=serve)

@@ -87,7 +87,11 @@ class NewestGenerationWatermark(Coordinator):
     def _make_parts(self, planner: Planner) -> None:
         super()._make_parts(planner)
         commits = self._commits
-        commits.watermark = lambda device: commits._kept[-1].watermark(device)  # type: ignore[method-assign]
+
+        def of_the_newest(device: str) -> tuple[int, int]:
+            return commits._kept[-1].watermark(device)
+
+        commits.watermark = of_the_newest  # type: ignore[method-assign]
 
 
 class LedgerAfterModel(Coordinator):
