@@ -1,6 +1,6 @@
 """How good are a profile and its plan (issue 4, item 6)? Predictions against whole agents at work, as Markdown.
 
-    python -m tests.bench.bench_profile [--boards 30%,640 60%,640] [--steps 100] [--quick] [--json FILE]
+    python -m tests.bench.bench_profile [--boards 30%,640 60%,640] [--steps 200] [--quick] [--json FILE]
 
 Each board, an emulated one, is profiled through a Mosquitto as ``hsee profile --broker`` does, and every cut is then
 trained by an agent process under the same limits: real data, codec, MQTT, telemetry, evaluation and checkpoint at a
@@ -9,7 +9,7 @@ among them that were not profiled: the cut is predicted from a profile that was 
 
 Then the boards are a fleet, with a coordinator that does train. The plan for them runs in turns with every other plan.
 
-Ten minutes at default settings on two quiet cores. On a busy machine processor times and ratios mean something, wall
+Twenty minutes at default settings on two quiet cores. On a busy machine processor times and ratios mean something, wall
 times do not.
 """
 
@@ -245,7 +245,7 @@ def markdown(found):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--boards", nargs="+", default=["30%,640", "60%,640"])
-    parser.add_argument("--steps", type=int, default=100, help="of each board in a round")
+    parser.add_argument("--steps", type=int, default=200, help="of each board in a round")
     parser.add_argument("--quick", action="store_true", help="profile with --quick")
     parser.add_argument("--json", type=Path, help="where all figures go too")
     options = parser.parse_args()

@@ -88,10 +88,29 @@ def test_a_real_boards_middle_cut_is_met_within_a_quarter():
 
 def test_what_is_sent_is_scaled_by_its_bytes():
     row = with_every_cut(without(lawful(), "layer2")).cuts[2]
-    # Nearer to layer1 by FLOP, which sends twice as much.
-    assert row.hand_over_ms["float32"] == pytest.approx(0.2)
-    assert row.at_work_ms["float32"] == pytest.approx(row.step_ms_mean + 0.5)
-    assert row.peak_memory_mb == 253.0
+    # 2,000 bytes between 4,000 and 1,000.
+    assert row.hand_over_ms["float32"] == pytest.approx(0.4 * 2000 / 2500)
+    assert row.at_work_ms["float32"] == pytest.approx(row.step_ms_mean + 1.0 * 2000 / 2500)
+
+
+def test_one_side_that_was_disturbed_does_not_double_its_disturbance():
+    """Found by the bench: layer2 sends half of what layer1 does, and what it took beside the step counted twice."""
+    rows = list(lawful().cuts)
+    rows[3] = msgspec.structs.replace(rows[3], at_work_ms={"float32": rows[3].step_ms_mean + 20.0})
+    row = with_every_cut(without(msgspec.structs.replace(lawful(), cuts=tuple(rows)), "layer2")).cuts[2]
+    assert row.at_work_ms["float32"] == pytest.approx(row.step_ms_mean + 10.5 * 2000 / 2500)
+
+
+def test_memory_grows_by_parameters_and_by_outputs_of_layers():
+    """Five layers of 2,000 bytes a sample on one side, eight of 1,000 on the other."""
+    row = with_every_cut(without(lawful(), "layer2")).cuts[2]
+    assert row.peak_memory_mb == pytest.approx(251 + 2 * 10 / 18)
+    heavy = [
+        msgspec.structs.replace(r, n_parameters=10**6 * n)
+        for r, n in zip(lawful().cuts, (1, 1, 1, 9), strict=True)
+    ]
+    row = with_every_cut(without(msgspec.structs.replace(lawful(), cuts=tuple(heavy)), "layer2")).cuts[2]
+    assert row.peak_memory_mb == pytest.approx(251, abs=0.02)
 
 
 def test_a_line_is_not_drawn_beyond_its_ends():

@@ -13,6 +13,8 @@ from toolkit.profile.schema import BYTES_PER_MB, CutRow, Profile
 
 FURTHEST = 2
 """Beyond so many times more or less than the sizes that were measured, caches make a straight line worthless."""
+BYTES_PER_PARAMETER = 12
+"""Float32 weight, gradient and momentum."""
 SAVED_PER_OUTPUT = 4
 """Arrays of a cut's size that training keeps for each sample: convolution, norm, rectifier and their gradient."""
 
@@ -114,7 +116,10 @@ def _between(row: CutRow, near: CutRow, far: CutRow, batch_size: int) -> CutRow:
     )
     step_ms = fixed + a_sample * batch_size
     closer = near if of_flop <= 1 / 2 else far
-    times, size = step_ms / closer.step_ms_mean, row.activation_bytes / closer.activation_bytes
+    times = step_ms / closer.step_ms_mean
+    size = 2 * row.activation_bytes / (near.activation_bytes + far.activation_bytes)
+    over_the_step = _middle(_over_the_step(near), _over_the_step(far), size)
+    grown, to_grow = _held_bytes(near, row, batch_size), _held_bytes(row, far, batch_size)
     return msgspec.structs.replace(
         row,
         step_ms_mean=step_ms,
@@ -123,13 +128,27 @@ def _between(row: CutRow, near: CutRow, far: CutRow, batch_size: int) -> CutRow:
         step_cpu_ms=closer.step_cpu_ms * times,
         n_steps=min(near.n_steps, far.n_steps),
         step_ms_at={n: fixed + a_sample * int(n) for n in near.step_ms_at.keys() & far.step_ms_at.keys()},
-        hand_over_ms={codec: ms * size for codec, ms in closer.hand_over_ms.items()},
-        at_work_ms={
-            codec: step_ms + (ms - closer.step_ms_mean) * size for codec, ms in closer.at_work_ms.items()
-        },
-        # The deeper cut's process holds all that this one's does.
-        peak_memory_mb=far.peak_memory_mb,
+        hand_over_ms=_middle(near.hand_over_ms, far.hand_over_ms, size),
+        at_work_ms={codec: step_ms + ms for codec, ms in over_the_step.items()},
+        peak_memory_mb=_mean(_share(grown, 0, grown + to_grow), near.peak_memory_mb, far.peak_memory_mb),
     )
+
+
+def _middle(of_near: dict[str, float], of_far: dict[str, float], size: float) -> dict[str, float]:
+    """What both sides take beside the step, by codec: the mean, since one may have been disturbed, by bytes sent."""
+    return {
+        codec: _mean(1 / 2, of_near[codec], of_far[codec]) * size for codec in of_near.keys() & of_far.keys()
+    }
+
+
+def _over_the_step(row: CutRow) -> dict[str, float]:
+    return {codec: max(ms - row.step_ms_mean, 0.0) for codec, ms in row.at_work_ms.items()}
+
+
+def _held_bytes(row: CutRow, deeper: CutRow, batch_size: int) -> int:
+    """About what training holds more at the deeper of two cuts: parameters and what belongs to them, outputs of layers."""
+    outputs = max(deeper.n_layers - row.n_layers, 0) * batch_size * deeper.activation_bytes
+    return max(deeper.n_parameters - row.n_parameters, 0) * BYTES_PER_PARAMETER + outputs
 
 
 def _split(row: CutRow, batch_size: int) -> tuple[float, float]:
