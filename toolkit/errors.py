@@ -7,12 +7,9 @@ Only the command line catches ``HseeError``; ``HSEE_DEBUG=1`` brings the traceba
 
 from __future__ import annotations
 
-import difflib
 import errno
-import json
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -265,6 +262,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         known: what would have been right.
     Returns: one short sentence.
     """
+    import difflib
+
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if near:
@@ -321,6 +320,9 @@ def report_error(error: HseeError, *, as_json: bool) -> int:
 
     Returns: the error's exit status.
     """
+    import json
+    import traceback
+
     from toolkit.journal import in_journal, is_journal
 
     if os.environ.get("HSEE_DEBUG") == "1":

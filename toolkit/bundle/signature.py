@@ -23,6 +23,7 @@ from toolkit.bundle.ed25519 import KEY_BYTES, verify
 from toolkit.bundle.folder import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, Bundle
 from toolkit.bundle.manifest import Digest, Text
 from toolkit.errors import BundleSignatureError, UsageError
+from toolkit.user_files import user_config_file
 
 SCHEMA = 1
 MAX_KEY_FILE_BYTES = 4096
@@ -182,8 +183,6 @@ def pinned_key(env: Mapping[str, str] | None = None) -> PublicKey | None:
 
 def own_key_folder(env: Mapping[str, str]) -> Path:
     """Where a user's own pinned key stands, beside the user's settings."""
-    from toolkit.config import user_config_file
-
     return user_config_file(env).parent
 
 

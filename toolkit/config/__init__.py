@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from toolkit.config.load import load_config, user_config_file
+from toolkit.config.load import load_config
 from toolkit.config.secrets import read_password
 from toolkit.config.sections import Broker, Device, Fleet, Run
 from toolkit.config.settings import Origin, Settings
 from toolkit.config.writing import settings_text
+from toolkit.user_files import user_config_file
 
 __all__ = [
     "Broker",

@@ -18,6 +18,7 @@ from toolkit.config.sections import SECTIONS, Document
 from toolkit.config.settings import Origin, OriginKind, Settings
 from toolkit.config.values import KEYS, convert_value, read_scalar
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.user_files import user_config_file
 
 CWD_FILE = Path("hsee.toml")
 MAX_FILE_BYTES = 1 << 20
@@ -94,13 +95,6 @@ def _apply_preset(run: dict[str, Any], origins: dict[str, Origin]) -> None:
         else:
             continue
         origins.setdefault(f"run.{name}", Origin("preset", f"run.preset = {preset}"))
-
-
-def user_config_file(env: Mapping[str, str] | None = None) -> Path:
-    """Where the user's own file stands: ``~/.config/hsee/hsee.toml``, or under XDG_CONFIG_HOME."""
-    environment = os.environ if env is None else env
-    base = environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME", "~")).expanduser() / ".config"
-    return Path(base) / "hsee" / "hsee.toml"
 
 
 def _from_file(path: Path, kind: OriginKind) -> Iterator[_Given]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,6 +141,8 @@ def try_in_child(path: Path, *, cap_bytes: int, timeout_s: float = CHILD_S) -> s
     Returns: what was found, in words.
     Raises: BundleError: it fails, takes too much memory, or too long.
     """
+    import subprocess
+
     command = [sys.executable, "-m", "toolkit.runtime.self_test", str(path), str(cap_bytes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
@@ -171,6 +171,8 @@ def main(argv: Sequence[str]) -> int:
         argv: the bundle, and the cap in bytes.
     Returns: the exit status.
     """
+    import resource
+
     path, cap_bytes = Path(argv[0]), int(argv[1])
     resource.setrlimit(resource.RLIMIT_DATA, (cap_bytes, cap_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
