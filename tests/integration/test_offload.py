@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from coordinator.beside import Beside
 from coordinator.offload import OffloadService
 from coordinator.routes import Routes
 from coordinator.serving import Server
@@ -176,6 +177,28 @@ def test_several_boards_are_served_in_one_pass(mosquitto, trained):
     assert all((a.exits == 1).all() for a in answers)
     assert service.n_answered == 8
     assert service.n_passes < 8
+
+
+def test_an_answer_does_not_wait_for_the_training_step_under_way(mosquitto, trained):
+    """The coordinator's loop stands still while the questions come, as it does in a step that takes long."""
+    routes = Routes(trained / "run" / "checkpoints")
+    service = OffloadService(RUN, topics=TOPICS, routes=routes, clock=time.monotonic)
+    beside = Beside(service, clock=time.monotonic, say=lambda _: None)
+    link = link_of(mosquitto, "coord")
+    link.divert(beside.filters, beside.take)
+    server = Server(link, [beside], clock=time.monotonic, say=lambda _: None)
+    server.start()
+    try:
+        while not server._contact.is_made:
+            server.poll(0.1)
+        with asking(mosquitto, trained, "ant") as (asker, cascade):
+            assert asker.start(CAP_S)
+            answers = cascade.run(samples(4))
+            assert [answer.exit for answer in answers] == ["coordinator"] * 4
+        server.poll(0.2)  # nothing of it was left for the loop
+        assert (service.n_answered, beside.n_refused) == (1, 0)
+    finally:
+        server.close()
 
 
 def test_one_link_asks_about_a_bundle_and_about_the_one_that_replaces_it(mosquitto, trained):

@@ -186,6 +186,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
 
     import torch
 
+    from coordinator.beside import Beside
     from coordinator.desk import Desk
     from coordinator.events import Notice
     from coordinator.offload import OffloadService
@@ -217,6 +218,18 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
         display.show(event)
         desk.hear(event)
 
+    answers = Beside(
+        OffloadService(
+            run,
+            topics=topics,
+            routes=Routes(folder.path / "checkpoints", device=compute),
+            clock=time.monotonic,
+            chunk_bytes=chunk_bytes_of(link),
+        ),
+        clock=time.monotonic,
+        say=desk.line,
+    )
+    link.divert(answers.filters, answers.take)
     coordinator = Coordinator(
         link,
         topics=topics,
@@ -225,16 +238,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
         clock=time.monotonic,
         observe=observe,
         device=compute,
-        services=[
-            OffloadService(
-                run,
-                topics=topics,
-                routes=Routes(folder.path / "checkpoints", device=compute),
-                clock=time.monotonic,
-                chunk_bytes=chunk_bytes_of(link),
-            ),
-            *desk.services,
-        ],
+        services=[answers, *desk.services],
     )
     desk.open(coordinator)
     display.begin(run=run, folder=folder.path, broker=str(address), fleet=topics.fleet)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.config import Settings, read_password
 from toolkit.errors import require
-from toolkit.link.base import BrokerAddress, Link, parse_broker
+from toolkit.link.base import BrokerAddress, parse_broker
+
+if TYPE_CHECKING:
+    from toolkit.link.mqtt import MqttLink
 
 
 def broker_of(
@@ -34,7 +38,7 @@ def broker_of(
     return replace(address, max_packet_bytes=broker.max_packet_bytes)
 
 
-def make_link(address: BrokerAddress, *, client_id: str, will: tuple[str, bytes] | None = None) -> Link:
+def make_link(address: BrokerAddress, *, client_id: str, will: tuple[str, bytes] | None = None) -> MqttLink:
     """Make a link to a broker, not started yet.
 
     Args:

@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from toolkit.errors import BrokerError, BrokerLostError, UsageError, require
 from toolkit.link.base import (
@@ -27,6 +27,7 @@ from toolkit.link.base import (
     check_filter,
     check_publish,
     identity_conflict,
+    matches,
 )
 from toolkit.link.refusals import connack_error, connect_error, silent_error
 
@@ -248,6 +249,8 @@ class MqttLink:
         self._events: deque[LinkEvent] = deque()
         self._queued_bytes = 0
         self._n_dropped = 0
+        self._diverted: tuple[str, ...] = ()
+        self._take_diverted: Callable[[str, bytes], None] | None = None
         self._something_happened = threading.Condition()
         self._connection: _Connection | None = None
         self._closing = threading.Event()
@@ -270,6 +273,15 @@ class MqttLink:
     def n_dropped(self) -> int:
         """See ``Link.n_dropped``."""
         return self._n_dropped
+
+    def divert(self, filters: Sequence[str], take: Callable[[str, bytes], None]) -> None:
+        """Hand messages on some topics straight to somebody else, past ``poll``: whoever polls may be busy for long.
+
+        Args:
+            filters: of these topics; they are subscribed to as any others.
+            take: called with topic and payload, in the thread that reads the socket: it must not block or raise.
+        """
+        self._take_diverted, self._diverted = take, tuple(filters)
 
     def start(self) -> None:
         """See ``Link.start``."""
@@ -343,6 +355,14 @@ class MqttLink:
             self._closing.wait(self._draw_backoff_s(n_failures))
 
     def _put(self, event: LinkEvent) -> None:
+        take = self._take_diverted
+        if (
+            take is not None
+            and isinstance(event, Received)
+            and any(matches(topic_filter, event.topic) for topic_filter in self._diverted)
+        ):
+            take(event.topic, event.payload)
+            return
         with self._something_happened:
             if isinstance(event, Received):
                 n_bytes = len(event.topic) + len(event.payload)
