@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     for flag, key, text in FLAGS:
         parser.add_argument(flag, dest=key, metavar=flag.strip("-").upper().replace("-", "_"), help=text)
     parser.add_argument(
-        "--device", dest="device.compute", choices=("auto", "cpu", "cuda"), help="where to compute"
+        "--compute", dest="device.compute", choices=("auto", "cpu", "cuda"), help="where to compute"
     )
     parser.add_argument(
         "--download",
