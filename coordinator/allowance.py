@@ -45,6 +45,12 @@ class Allowance:
         self.left_bytes -= cost
         return True
 
+    def grow(self, capacity_bytes: int) -> None:
+        """Hold more from now on, if it is more: a window that shrinks and grows again is no source of allowance."""
+        more = max(0, capacity_bytes - self.capacity_bytes)
+        self.capacity_bytes += more
+        self.left_bytes += more
+
     def give_back(self, n_bytes: int) -> None:
         """Return what was paid for something of use."""
         self.left_bytes = min(self.capacity_bytes, self.left_bytes + n_bytes)

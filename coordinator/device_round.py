@@ -51,6 +51,7 @@ class DeviceRound:
     """One device within the open round: its list, the cursor on it, and sums for the report.
 
     Attributes:
+        limit: first seq that it has no credit for.
         ready_to: first training seq that is not here in order.
         held_out: held-out batches taken up; they enter the ledger at the close.
         weights: here, while something before it in the list is not.
@@ -63,6 +64,7 @@ class DeviceRound:
     n_eval: int
     n_weights: int = 0
     next: int = 1
+    limit: int = 1
     ready_to: int = 1
     waiting: dict[int, Delivery | Unfit] = field(default_factory=dict)
     held_out: list[Delivery | Unfit] = field(default_factory=list)
@@ -90,6 +92,11 @@ class DeviceRound:
         return self.next > self.n_owed or bool(self.excused)
 
     @property
+    def share_taken(self) -> float:
+        """How much of the list was taken up, 0 to 1."""
+        return (self.next - 1) / self.n_owed
+
+    @property
     def n_taken(self) -> int:
         """Training batches taken up, applied or refused."""
         return min(self.next - 1, self.n_train)
@@ -115,6 +122,16 @@ class DeviceRound:
         self.n_bytes += delivery.n_bytes
         while self.ready_to <= self.n_train and self.ready_to in self.waiting:
             self.ready_to += 1
+
+    def excuse(self, reason: str) -> None:
+        """Wait for it no longer: it has no more credit."""
+        self.excused = reason
+        self.limit = self.next
+
+    def expect(self) -> None:
+        """Wait for it again; what waits here already counts as credit used."""
+        self.excused = ""
+        self.limit = max(self.next, *(seq + 1 for seq in self.waiting), 1)
 
     def as_committed(self) -> OpenDevice:
         """What a commit within the round keeps: held-out batches are asked for again."""

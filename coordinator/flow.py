@@ -43,8 +43,10 @@ class Flow:
         self._told: dict[str, tuple[float, int, int]] = {}
 
     def keep_told(self, underway: Underway) -> None:
-        """Tell every device that is due."""
+        """See what came, grant the credit that there is room for, and tell every device that is due."""
         now = self._clock()
+        underway.loop.windows.look(underway.loop.devices, now)
+        underway.loop.grant()
         for device in underway.loop.devices:
             if self._is_due(device, underway.loop, now):
                 self.tell(device, underway, phase="training")
@@ -86,6 +88,7 @@ class Flow:
             lowered_round=underway.model.lowered_round,
         )
         self._told[device] = (now, state.round, state.limit)
+        loop.windows.pipes[device].told(state.limit, now)
         self._send(device, state)
 
     def _is_due(self, device: str, loop: RoundLoop, now: float) -> bool:
@@ -93,5 +96,5 @@ class Flow:
         said_at, round_, limit = self._told.get(device, (-STATE_EVERY_S, 0, 0))
         grown = loop.limit(device) - limit
         at_end = grown > 0 and loop.limit(device) > loop.devices[device].n_owed
-        enough = grown >= max(1, loop.window // 2)
+        enough = grown >= max(1, (loop.limit(device) - loop.devices[device].next) // 2)
         return round_ != loop.round or enough or at_end or now - said_at >= STATE_EVERY_S

@@ -41,10 +41,12 @@ class Intake:
         # PROTOCOL.md 12: "A receiver MAY drop unread what a device sends beyond twice its window in 5 s"
         capacity = WITHOUT_A_JOB_BYTES
         if underway is not None and device in underway.state.jobs:
-            capacity += 2 * underway.loop.window * max(MESSAGE_COST_BYTES, _largest(device, underway))
+            window = underway.loop.windows.window(device)
+            capacity += 2 * window * max(MESSAGE_COST_BYTES, _largest(device, underway))
         allowance = self._allowances.get(device)
-        if allowance is None or allowance.capacity_bytes != capacity:
+        if allowance is None:
             allowance = self._allowances[device] = Allowance(capacity, capacity, now)
+        allowance.grow(capacity)
         return allowance.take(n_bytes, now)
 
     def forget(self, device: str) -> None:

@@ -33,6 +33,7 @@ from coordinator.strategy.base import (
     SubBatch,
 )
 from coordinator.trainer import Trainer
+from coordinator.windows import Windows
 from toolkit.errors import StrategyError
 from toolkit.failpoints import failpoint
 from toolkit.wire.job import Job
@@ -51,7 +52,7 @@ class RoundLoop:
         record: takes each ledger entry.
         jobs: device id to its job.
         lists: device id to (training batches, held-out batches) in a round.
-        window: batches a device may be ahead of its cursor.
+        windows: grants credit.
         round_: the round last closed.
         turn_s: longest turn of a device whose turn has come and that has no batch here; then it goes to the end of
             the round's order, once.
@@ -67,7 +68,7 @@ class RoundLoop:
         record: Callable[[Entry], None],
         jobs: Mapping[str, Job],
         lists: Mapping[str, tuple[int, int]],
-        window: int,
+        windows: Windows,
         round_: int = 0,
         turn_s: float = float("inf"),
         n_applied: Mapping[str, int] | None = None,
@@ -79,7 +80,7 @@ class RoundLoop:
         self._lists = dict(sorted(lists.items()))
         self._cuts = {device: job.cut for device, job in jobs.items()}
         self._job = next(iter(jobs.values()))
-        self.window = window
+        self.windows = windows
         self.round = round_
         self.opened_at = 0.0
         self.devices: dict[str, DeviceRound] = {}
@@ -107,6 +108,8 @@ class RoundLoop:
         self._record(Opened(self.round, owed, gathers))
         for device in self._parked:
             self.excuse(device, PARKED)
+        self.windows.begin_round()
+        self.grant()
 
     def n_owed_in(self, device: str, round_: int) -> int:
         """Length of a device's list in any round."""
@@ -131,6 +134,7 @@ class RoundLoop:
             self.devices[device] = DeviceRound(
                 *was.owed,
                 next=was.next,
+                limit=was.next,
                 ready_to=was.next,
                 excused=was.excused,
                 n_refused=was.n_refused,
@@ -140,6 +144,8 @@ class RoundLoop:
                 loss_weight=was.loss_weight,
                 exit_loss_sum=was.exit_loss_sum,
             )
+        self.windows.begin_round()
+        self.grant()
 
     def as_committed(self, now: float) -> OpenRound | None:
         """What a commit within the open round keeps of it; None where its training begins only when it is whole."""
@@ -184,17 +190,22 @@ class RoundLoop:
     def limit(self, device: str) -> int:
         """First seq that a device may not send yet."""
         held = self.devices[device]
-        return held.next if held.excused else min(held.next + self.window, held.n_owed + 1)
+        return held.next if held.excused else max(held.limit, held.next)
+
+    def grant(self) -> None:
+        """Give devices the credit that there is room for."""
+        self.windows.grant(self.devices, lambda: self._strategy.turn(self._view()))
 
     def excuse(self, device: str, reason: str) -> None:
         """Wait no longer for a device in this round; what it still owes is void at the close."""
-        self.devices[device].excused = reason
+        self.devices[device].excuse(reason)
 
     def welcome_back(self, device: str) -> None:
         """Expect a device again that had been excused, unless the round waits for nobody any more."""
         held = self.devices[device]
         if not self._is_overdue and self._mixes is None and held.excused in RETURNS:
-            held.excused = ""
+            held.expect()
+            self.grant()
 
     def forgive(self, device: str) -> None:
         """Take a device's batches again from the next round on: another process speaks for it."""
@@ -222,7 +233,7 @@ class RoundLoop:
         self._is_overdue = True
         for held in self.devices.values():
             if not held.complete:
-                held.excused = reason
+                held.excuse(reason)
 
     @property
     def is_overdue(self) -> bool:
@@ -366,7 +377,7 @@ class RoundLoop:
                 held.n_refused += 1
                 if held.n_refused >= PARK_AFTER:
                     self._parked.add(device)
-                    held.excused = held.excused or PARKED
+                    held.excuse(held.excused or PARKED)
             else:
                 return
             del held.waiting[held.next]
@@ -384,10 +395,16 @@ class RoundLoop:
         for device, held in self.devices.items():
             n_applied, n_ready = held.n_applied, held.n_ready()
             n_owed = n_applied + n_ready if held.excused else held.n_train - held.n_refused
-            has_copy = device in resident
             progress.append(
-                DeviceProgress(device, n_owed, n_applied, n_ready, held.n_samples, has_copy, held.postponed)
+                DeviceProgress(
+                    device,
+                    n_owed,
+                    n_applied,
+                    n_ready,
+                    held.n_samples,
+                    has_copy=device in resident,
+                    postponed=held.postponed,
+                    window=self.limit(device) - held.next,
+                )
             )
-        return RoundView(
-            self.round, self._job.seed, tuple(progress), self.window, self._trainer.n_free_copies
-        )
+        return RoundView(self.round, self._job.seed, tuple(progress), self._trainer.n_free_copies)

@@ -35,6 +35,7 @@ from coordinator.server_model import ServerModel
 from coordinator.service import Service
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.underway import Model, Underway, take_up
+from coordinator.windows import WAITING_BUDGET_BYTES
 from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received, matches
@@ -65,6 +66,7 @@ class Coordinator:
         planner: decides the cuts; by default from the devices' profiles.
         make_model: makes the server's model.
         services: what rides beside training; closed with the coordinator.
+        waiting_bytes: of activations that may wait in memory, all devices together.
         connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
@@ -81,6 +83,7 @@ class Coordinator:
         planner: Planner | None = None,
         make_model: Callable[..., Model] = ServerModel,
         services: Sequence[Service] = (),
+        waiting_bytes: int = WAITING_BUDGET_BYTES,
         connect_s: float = CONNECT_S,
     ) -> None:
         self._link = link
@@ -96,6 +99,7 @@ class Coordinator:
         )  # a wrong name is told before anything begins
         self._make_model = make_model
         self._services = tuple(services)
+        self._waiting_bytes = waiting_bytes
         self._generation, self._ledger = folder.open_checkpoint()
         self.term = folder.take_up()
         self._ledger.append(TermRaised(self.term))
@@ -287,6 +291,7 @@ class Coordinator:
             scratch=self._folder.path / SCRATCH,
             device=self._device,
             turn_s=self._settings.turn_s or self._settings.round_deadline_s / (len(state.jobs) + 1),
+            waiting_bytes=self._waiting_bytes,
         )
         return self._underway
 

@@ -19,13 +19,12 @@ from coordinator.segments import Segments
 from coordinator.server_logits import ServerLogits
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.trainer import Trainer
+from coordinator.windows import WAITING_BUDGET_BYTES, Windows
 from toolkit.nn.zoo import build_network
 from toolkit.wire.weights import FlatWeights
 
-WAITING_BUDGET_BYTES = 256 * 1024 * 1024
-"""Activations that may wait in memory, all devices together; credit follows from it."""
-MAX_WINDOW = 64
 FLOAT32_BYTES = 4
+LABEL_BYTES = 8
 
 
 class Model(Trainer, Protocol):
@@ -78,6 +77,7 @@ def take_up(
     scratch: Path,
     device: torch.device | str,
     turn_s: float,
+    waiting_bytes: int = WAITING_BUDGET_BYTES,
 ) -> Underway:
     """Build model and loop as a committed state has them.
 
@@ -88,6 +88,7 @@ def take_up(
         scratch: folder for what does not fit the memory.
         device: torch device of the server's steps.
         turn_s: longest turn of a device in a strategy with an order.
+        waiting_bytes: of activations that may wait in memory.
     Raises: StrategyError, ModelError: the state names what this version does not have.
     """
     job = state.common
@@ -106,13 +107,17 @@ def take_up(
         server=state.server,
         logits=ServerLogits() if job.from_server.weight else None,
     )
+    windows = Windows(
+        {device: _item_bytes(device, state, model.segments) for device in state.jobs},
+        budget_bytes=waiting_bytes,
+    )
     loop = RoundLoop(
         strategy,
         model,
         record=record,
         jobs=state.jobs,
         lists=state.lists,
-        window=_window(state),
+        windows=windows,
         round_=state.round,
         turn_s=turn_s,
         n_applied=state.n_applied,
@@ -129,8 +134,8 @@ def _shallow_stages(state: CommittedState) -> dict[str, tuple[str, ...]]:
     return {device: names[: names.index(cut)] for device, cut in state.cuts.items()}
 
 
-def _window(state: CommittedState) -> int:
-    """Batches that a device may be ahead, so that all devices together stay within the budget."""
-    values = max(prod(shape) for shape in state.activation_shapes.values())
-    share = WAITING_BUDGET_BYTES // (values * FLOAT32_BYTES * state.common.batch_size * len(state.jobs))
-    return max(2, min(MAX_WINDOW, share))
+def _item_bytes(device: str, state: CommittedState, segments: Segments | None) -> tuple[int, int]:
+    """What a batch of a device takes in memory while it waits, and its weights, where they are gathered."""
+    n_values = prod(state.activation_shapes[device])
+    of_batch = state.jobs[device].batch_size * (n_values * FLOAT32_BYTES + LABEL_BYTES)
+    return of_batch, 0 if segments is None else segments.layout_of(device).lengths.payload_bytes()

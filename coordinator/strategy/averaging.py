@@ -50,13 +50,13 @@ class Averaging(Strategy):
         n_done = sum(d.has_copy and d.n_applied >= d.n_owed for d in view.devices)
         if here or view.n_free_copies or n_done:
             return furthest_behind(here or ready)
-        return furthest_behind([d for d in ready if _is_held_back(d, view.window)])
+        return furthest_behind([d for d in ready if _is_held_back(d)])
 
     def weights(self, view: RoundView) -> Mapping[str, int]:
         """Weigh each copy that had at least one batch applied."""
         return {d.device: d.n_samples if self._by_samples else 1 for d in view.devices if d.n_applied}
 
 
-def _is_held_back(device: DeviceProgress, window: int) -> bool:
+def _is_held_back(device: DeviceProgress) -> bool:
     """Whether a device sends nothing more before the server goes on with it: waiting longer can't help it."""
-    return device.n_ready >= min(window, device.n_owed - device.n_applied)
+    return device.n_ready >= min(device.window, device.n_owed - device.n_applied)

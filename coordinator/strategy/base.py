@@ -49,6 +49,7 @@ class DeviceProgress:
         n_samples: training samples applied so far.
         has_copy: its copy is in memory.
         postponed: it missed its turn in this round, and stands at the end of the order.
+        window: batches of it that may wait here now; it sends no more until one is applied.
     """
 
     device: str
@@ -58,6 +59,7 @@ class DeviceProgress:
     n_samples: int
     has_copy: bool = False
     postponed: bool = False
+    window: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +70,12 @@ class RoundView:
         round: from 1.
         seed: of the run.
         devices: the expected ones, ascending by device id.
-        window: batches of a device that may wait here; it sends no more until one is applied.
         n_free_copies: copies that can be opened before another has to leave the memory.
     """
 
     round: int
     seed: int
     devices: tuple[DeviceProgress, ...]
-    window: int = 1
     n_free_copies: int = 0
 
 

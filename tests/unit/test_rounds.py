@@ -10,6 +10,7 @@ from coordinator.ledger import Aggregated, Applied, Closed, Opened, Refused, Voi
 from coordinator.rounds import PARK_AFTER, RoundLoop
 from coordinator.strategy.base import RoundView, Strategy
 from coordinator.strategy.sequential import Sequential
+from coordinator.windows import Windows
 from tests.unit.test_checkpoints import JOB
 from toolkit.errors import StrategyError
 from toolkit.wire.payloads import Batch
@@ -73,7 +74,7 @@ def make_loop(book, trainer):
             record=book.append,
             jobs=dict.fromkeys(lists, JOB),
             lists=lists,
-            window=window,
+            windows=Windows(dict.fromkeys(lists, (1, 1)), budget_bytes=window * len(lists)),
             round_=round_,
         )
         loop.open(100.0)
@@ -152,9 +153,11 @@ def test_the_window_moves_with_the_cursor_and_ends_with_the_list(make_loop):
     put(loop, "ant", 1, 2)
     assert loop.limit("ant") == 3  # nothing was taken up yet
     train_all(loop)
+    loop.grant()
     assert loop.limit("ant") == 5
     put(loop, "ant", 3, 4)
     train_all(loop)
+    loop.grant()
     assert loop.limit("ant") == 6
     put(loop, "ant", 5)
     assert loop.limit("ant") == 6

@@ -15,17 +15,18 @@ from coordinator.strategy.base import DeviceProgress, PooledBatch, PoolView, Rou
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.strategy.consolidated import MIN_SUB_BATCH, Consolidated
 from coordinator.strategy.sequential import Sequential
+from coordinator.windows import Windows
 from tests.unit.test_checkpoints import JOB
 from toolkit.errors import StrategyError
 from toolkit.wire.payloads import Batch
 
 
 def progress(device, *, owed=4, applied=0, ready=0, copy=False, samples=0):
-    return DeviceProgress(device, owed, applied, ready, samples, copy)
+    return DeviceProgress(device, owed, applied, ready, samples, copy, window=2)
 
 
-def view(*devices, round_=1, window=2, free=0):
-    return RoundView(round_, 0, devices, window, free)
+def view(*devices, round_=1, free=0):
+    return RoundView(round_, 0, devices, free)
 
 
 def test_sequential_waits_for_the_device_whose_turn_it_is():
@@ -198,7 +199,7 @@ def make_loop(strategy, lists):
         record=entries.append,
         jobs=dict.fromkeys(lists, replace(JOB, cut="stem", batch_size=8)),
         lists=lists,
-        window=4,
+        windows=Windows(dict.fromkeys(lists, (1, 1)), budget_bytes=4 * len(lists)),
     )
     loop.open(0.0)
     return loop, trainer, entries

@@ -24,6 +24,8 @@ from toolkit.wire.payloads import Batch
 CUT = "stem"
 WIDTH = 4
 BATCH_SIZE = 2
+BATCH_BYTES = BATCH_SIZE * (4 * WIDTH + 8)
+"""A batch in the coordinator's memory: activations and labels."""
 SPACE = 2**256
 FILE = "model.chain"
 

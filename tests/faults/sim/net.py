@@ -222,6 +222,7 @@ class SimLink:
         self._try_at = 0.0
         self.path_is_up = True
         self.is_dead = False
+        self.n_heard = 0
 
     # The contract
 
@@ -259,6 +260,7 @@ class SimLink:
                 self._is_connected = self._is_trying = False
                 self._try_at = now + 1.0 + self._hub.rng.random() * 2.0
             events.append(event)
+        self.n_heard += len(events)
         if self._wants and not self._is_connected and not self._is_trying and now >= self._try_at:
             self._is_trying = True  # its own thread connects, whatever its process computes meanwhile
             self._hub.at(now, self._connect)

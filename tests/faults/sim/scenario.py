@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from tests.faults.sim.models import BATCH_BYTES
 from tests.faults.sim.net import CALM, Weather
 from toolkit.failpoints import FAILPOINTS
 
@@ -56,6 +57,7 @@ class Scenario:
     Attributes:
         lists: device id to (training batches, held-out batches).
         step_s: of each device.
+        waiting_bytes: of activations that may wait at the coordinator.
         quiet_s: no new fault begins after it.
         horizon_s: the run is over so long after it.
     """
@@ -75,6 +77,7 @@ class Scenario:
     failpoints: tuple[Failpoint, ...] = ()
     gone: frozenset[str] = frozenset()
     horizon_s: float = 6000.0
+    waiting_bytes: int = 2**28
 
     @property
     def quiet_s(self) -> float:
@@ -119,6 +122,7 @@ def scenario_of(seed: int) -> Scenario:
         faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
         failpoints=failpoints,
         gone=frozenset(gone),
+        waiting_bytes=Random(f"{seed} memory").choice((2**28, 2**28, 6 * BATCH_BYTES, 3 * BATCH_BYTES)),
     )
 
 

@@ -19,7 +19,7 @@ from device_agent.agent import Agent
 from device_agent.sending import Conduct
 from device_agent.state import DeviceFolder
 from tests.faults.sim.disk import VirtualDisk
-from tests.faults.sim.models import FILE, ChainCourse, ChainModel, ChainPlanner
+from tests.faults.sim.models import BATCH_BYTES, FILE, ChainCourse, ChainModel, ChainPlanner
 from tests.faults.sim.net import SimBroker, SimLink
 from tests.faults.sim.oracle import Tape, judge, model_in
 from tests.faults.sim.scenario import Failpoint, Fault, Scenario
@@ -170,8 +170,7 @@ class World:
         process.due_s = float("inf")
         process.now_s = max(process.now_s, at_s)
         self._acting = process
-        before_s = process.now_s
-        n_before = self._n_events
+        before = process.now_s, self._n_events, process.link.n_heard
         try:
             process.mover.poll(0.0)
         except CrashedError:
@@ -182,10 +181,11 @@ class World:
         finally:
             self._acting = None
         self._look_at_progress()
+        self._look_at_memory(process.mover)
         if process.mover.over:
             self._end(process)
             return
-        busy = process.now_s > before_s or self._n_events > n_before
+        busy = before != (process.now_s, self._n_events, process.link.n_heard)
         self._wake(process, process.now_s if busy else min(process.now_s + TICK_S, process.link.next_s))
 
     def _look_at_progress(self) -> None:
@@ -198,6 +198,18 @@ class World:
             self._progress = (*here, self.now_s)
         elif self.now_s - self._progress[2] > PROGRESS_S:
             self._tape.problems.append(f"(f) no entry for {PROGRESS_S:g} s of quiet, at {self.now_s:.0f} s")
+
+    def _look_at_memory(self, mover: Coordinator | Agent) -> None:
+        """Rule 14: what was granted and is not used up stays within the budget, a single batch apart."""
+        underway = mover._underway if isinstance(mover, Coordinator) else None
+        if underway is None:
+            return
+        n_items = sum(
+            len(held.waiting) if held.excused else max(held.limit - held.next, len(held.waiting))
+            for held in underway.loop.devices.values()
+        )
+        if n_items > 1 and n_items * BATCH_BYTES > self._scenario.waiting_bytes:
+            self._tape.problems.append(f"(14) {n_items} batches are granted at {self.now_s:.1f} s")
 
     # Processes
 
@@ -250,6 +262,7 @@ class World:
                 clock=lambda: process.now_s + self._clock_offsets.get("coordinator", 0.0),
                 observe=self._observe,
                 planner=ChainPlanner(self._lists),
+                waiting_bytes=self._scenario.waiting_bytes,
                 make_model=lambda *_args, strategy, **_kwargs: ChainModel(
                     strategy=strategy, spend=process.spend, step_s=SERVER_STEP_S
                 ),
