@@ -155,7 +155,9 @@ class LocalSocket(Service):
             client.connection.close()
         self._clients.clear()
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        # On a disk that can't be written any more its name stays; the next coordinator removes it.
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
         while True:

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -298,7 +298,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 def writing(path: Path) -> Iterator[None]:
     """Translate what the system says when it won't let something be written below ``path``.
 
-    Raises: MachineError: the disk is full, or the place can't be written to; facts: path, errno.
+    Raises: MachineError: the disk is full, or the place can't be written to; facts: path, errno, and free_bytes of a
+        full disk.
     """
     try:
         yield
@@ -310,9 +311,24 @@ def writing(path: Path) -> Iterator[None]:
             if exc.errno in _FULL
             else "Check the path and who may write there, or choose another folder with --home."
         )
+        free_bytes = _free_bytes(path) if exc.errno == errno.ENOSPC else None
+        left = "" if free_bytes is None else f"; {free_bytes} bytes are free there"
         raise MachineError(
-            f"{path} can't be written: {exc.strerror or exc}.", hint=hint, path=str(path), errno=exc.errno
+            f"{path} can't be written: {exc.strerror or exc}{left}.",
+            hint=hint,
+            path=str(path),
+            errno=exc.errno,
+            free_bytes=free_bytes,
         ) from exc
+
+
+def _free_bytes(path: Path) -> int | None:
+    """What may still be written to a path's disk; None where nobody can say."""
+    for folder in path.absolute().parents:
+        with suppress(OSError):
+            found = os.statvfs(folder)
+            return found.f_bavail * found.f_frsize
+    return None
 
 
 def report_error(error: HseeError, *, as_json: bool) -> int:

@@ -95,10 +95,12 @@ class Hsee:
 
     Args:
         folder: their working folder.
+        outputs: folder of what they print; by default the same.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, outputs: Path | None = None) -> None:
         self.folder = folder
+        self._outputs = outputs or folder
         self._mark = uuid.uuid4().hex
         self._started: list[Running] = []
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HSEE_")}
@@ -116,7 +118,8 @@ class Hsee:
     def python(self, *words: object, stdin: Path | None = None, **env: str) -> Running:
         """Start Python in a session of its own, as in its own terminal, reading a file or nothing."""
         number = len(self._started)
-        out, err = (self.folder / f"process{number}.{kind}" for kind in ("out", "err"))
+        names = (f"process{number}-{self._mark[:6]}.{kind}" for kind in ("out", "err"))
+        out, err = (self._outputs / name for name in names)
         with (
             (stdin or Path(os.devnull)).open("rb") as given,
             out.open("wb") as stdout,

@@ -34,15 +34,16 @@ class Scene:
         folder: empty.
         seed: of the row's choices.
         scale: how much of it: 1 in the quick tier, more at night.
+        beside: folder of what agents sent and of what processes said; by default the scene's own.
     """
 
-    def __init__(self, folder: Path, *, seed: int, scale: int) -> None:
+    def __init__(self, folder: Path, *, seed: int, scale: int, beside: Path | None = None) -> None:
         self.folder = folder
         self.scale = scale
         self.random = random.Random(seed)
-        self.tape = folder / "tape"
-        self.tape.mkdir()
-        self.hsee = Hsee(folder)
+        self.tape = (beside or folder) / "tape"
+        self.tape.mkdir(exist_ok=True)
+        self.hsee = Hsee(folder, outputs=beside or folder)
         self.hsee.env |= {"HSEE_TAPE": str(self.tape), "OMP_NUM_THREADS": "1"}
         self.failpoints: set[str] = set()
         self.n_seeds = 0
@@ -51,9 +52,16 @@ class Scene:
 
     def part(self, name: str) -> Scene:
         """A scene within this one."""
-        folder = self.folder / name
-        folder.mkdir()
-        made = Scene(folder, seed=self.random.randrange(2**32), scale=self.scale)
+        (self.folder / name).mkdir()
+        return self._within(name, None)
+
+    def on_disk(self, name: str) -> Scene:
+        """A scene on a disk that is mounted in this one: only what processes keep of a run is there."""
+        return self._within(name, self.folder)
+
+    def _within(self, name: str, beside: Path | None) -> Scene:
+        seed = self.random.randrange(2**32)
+        made = Scene(self.folder / name, seed=seed, scale=self.scale, beside=beside)
         self._parts.append(made)
         return made
 

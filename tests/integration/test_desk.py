@@ -3,6 +3,7 @@
 import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -402,6 +403,13 @@ def test_where_no_socket_can_be_made_the_run_goes_on_and_says_so(make_fleet, mon
     fleet.run_until(is_over(fleet))
     assert len(fleet.warnings) == 1
     assert fleet.warnings[0].startswith("Commands can't ask this coordinator: no socket can be made in ")
+
+
+def test_a_socket_whose_name_can_t_be_removed_does_not_hold_up_the_end(make_fleet):
+    """As on a disk that has turned read-only: the error that ended the run is the one that is told."""
+    fleet = make_fleet()
+    fleet.desk._socket._path = Path("/proc/version")  # no name that anybody can remove
+    fleet.coordinator.close()
 
 
 def test_a_history_that_can_t_be_written_is_kept_in_memory(tmp_path, make_fleet):

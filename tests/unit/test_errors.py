@@ -1,10 +1,21 @@
+import errno
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from toolkit import errors
-from toolkit.errors import HseeError, MissingPartError, UsageError, did_you_mean, report_error, require
+from toolkit.errors import (
+    HseeError,
+    MachineError,
+    MissingPartError,
+    UsageError,
+    did_you_mean,
+    report_error,
+    require,
+    writing,
+)
 
 
 def every_error() -> list[type[HseeError]]:
@@ -84,3 +95,24 @@ def test_an_error_is_answered_in_words_or_as_json(capsys, monkeypatch):
         "error": {"code": "HSEE-E200", "message": "No.", "hint": ""},
     }
     assert quiet == ""
+
+
+def test_a_full_disk_is_told_with_the_bytes_that_are_free(tmp_path):
+    with (
+        pytest.raises(
+            MachineError, match=r"run\.json can't be written: .*; \d+ bytes are free there\."
+        ) as caught,
+        writing(tmp_path / "not/made/run.json"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.facts["free_bytes"] >= 0
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EFBIG, errno.EIO])
+def test_any_other_refusal_is_told_without(number):
+    with (
+        pytest.raises(MachineError, match=r"x can.t be written: so it is\.") as caught,
+        writing(Path("x")),
+    ):
+        raise OSError(number, "so it is")
+    assert caught.value.facts["free_bytes"] is None
