@@ -23,6 +23,7 @@ class ServedBroker:
         accounts: to begin with, beside the operator's, in a new one.
         hosts: in the certificate, beside this machine's own.
         bind: the address it listens at; empty for all of this machine's.
+        certificates: whether accounts log in by them.
     """
 
     def __init__(
@@ -32,12 +33,19 @@ class ServedBroker:
         *,
         hosts: Sequence[str] = ("localhost",),
         bind: str = "127.0.0.1",
+        certificates: bool = False,
     ) -> None:
         self.folder = (
             BrokerFolder.open(path)
             if path.exists()
             else BrokerFolder.create(
-                path, fleet=FLEET, hosts=hosts, accounts=accounts, port=free_port(), bind=bind
+                path,
+                fleet=FLEET,
+                hosts=hosts,
+                accounts=accounts,
+                port=free_port(),
+                join_port=free_port() if certificates else None,
+                bind=bind,
             )
         )
         self.topics = self.folder.topics

@@ -60,6 +60,7 @@ held_by_suite(
     "T3-T5",
     "revocation, certificates, insecure by accident, on what broker init writes",
     "tests/integration/test_access.py",
+    "tests/integration/test_certificates.py",
 )
 held_by_suite(
     "T2+T5",

@@ -69,7 +69,7 @@ def invite(desk: Hsee, *words: object) -> tuple[Running, dict[str, list[str]], d
         lambda: len(window.events) >= len(devices) or window.process.poll() is not None, window.describe
     )
     told = window.events[: len(devices)]
-    assert [event["event"] for event in told] == ["invited"] * len(devices), window.describe()
+    assert [event.get("event") for event in told] == ["invited"] * len(devices), window.describe()
     assert all("secret" not in event for event in told), "nobody watches a terminal"
     for event in told:
         assert stat.S_IMODE(Path(event["secret_file"]).stat().st_mode) == 0o600

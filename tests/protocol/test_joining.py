@@ -30,10 +30,21 @@ PROOF = "77" * 32
 _NONCE = NONCE.encode()
 GOLDEN = [
     (JoinAsk(NONCE), b'{"type":"ask","nonce":"' + _NONCE + b'"}', read_request),
+    (
+        JoinAsk(NONCE, b"\x30\x00\xff"),
+        b'{"type":"ask","nonce":"' + _NONCE + b'","request":"MAD/"}',
+        read_request,
+    ),
     (JoinDone(NONCE), b'{"type":"done","nonce":"' + _NONCE + b'"}', read_request),
     (
         JoinAnswer(NONCE, "dev1", SALT, PROOF),
         b'{"type":"answer","nonce":"%b","device":"dev1","salt":"%b","proof":"%b"}'
+        % (_NONCE, b"ff" * 16, b"77" * 32),
+        read_answer,
+    ),
+    (
+        JoinAnswer(NONCE, "dev1", SALT, PROOF, b"\x30\x01\xfe"),
+        b'{"type":"answer","nonce":"%b","device":"dev1","salt":"%b","proof":"%b","certificate":"MAH+"}'
         % (_NONCE, b"ff" * 16, b"77" * 32),
         read_answer,
     ),
@@ -75,7 +86,10 @@ def test_a_message_cut_anywhere_is_refused(golden, read):
         b'{"type":"ask","nonce":5}',
         b'{"type":"answer","nonce":"%b","device":"a/b","salt":"%b","proof":"%b"}' % (ZEROS, ZEROS, 2 * ZEROS),
         b'{"type":"refusal","nonce":"%b","message":"%b"}' % (ZEROS, b"x" * 513),
-        b'{"type":"ask","nonce":"' + ZEROS + b'"}' + b" " * 1024,
+        b'{"type":"ask","nonce":"' + ZEROS + b'"}' + b" " * 4096,
+        b'{"type":"ask","nonce":"' + ZEROS + b'","request":"%%%"}',
+        b'{"type":"ask","nonce":"' + ZEROS + b'","request":"' + b"AAAA" * 342 + b'"}',
+        b'{"type":"ask","nonce":"' + ZEROS + b'","request":[1]}',
         b"[" * 1000,
     ],
     ids=lambda payload: payload[:40].decode(errors="replace"),

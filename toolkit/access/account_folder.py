@@ -1,4 +1,4 @@
-"""The folder that makes a process an account: settings, password, the authority's certificate; and how it is started.
+"""The folder that makes a process an account: settings, its password or certificate, the authority's; how it is started.
 
 ``hsee broker init`` and ``broker user add`` write it on the broker's machine, to be copied; ``hsee agent join`` writes
 the same on the board.
@@ -6,6 +6,7 @@ the same on the board.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -15,8 +16,23 @@ from toolkit.disk import PRIVATE, PRIVATE_FOLDER, write_atomically
 from toolkit.errors import writing
 
 
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What an account shows when it logs in: a password, or a certificate and the key that it is of.
+
+    Attributes:
+        password: empty where there is a certificate.
+        certificate: PEM; empty where there is a password.
+        key: of the certificate, PEM.
+    """
+
+    password: str = field(default="", repr=False)
+    certificate: bytes = b""
+    key: bytes = field(default=b"", repr=False)
+
+
 def write_account_folder(
-    path: Path, account: str, *, fleet: str, address: str, password: str, authority: bytes
+    path: Path, account: str, *, fleet: str, address: str, credential: Credential, authority: bytes
 ) -> None:
     """Write an account's folder, readable by this user only.
 
@@ -25,17 +41,21 @@ def write_account_folder(
         account: whose it is.
         fleet: that the account belongs to.
         address: of the broker, as a setting takes it.
-        password: of the account.
+        credential: of the account.
         authority: certificate of the authority that signed the broker's, PEM.
 
     Raises: MachineError: it can't be written.
     """
     with writing(path):
         path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
-    write_atomically(path / "password", f"{password}\n".encode(), mode=PRIVATE)
+    if credential.certificate:
+        write_atomically(path / "key.pem", credential.key, mode=PRIVATE)
+        write_atomically(path / "cert.pem", credential.certificate, mode=PRIVATE)
+    else:
+        write_atomically(path / "password", f"{credential.password}\n".encode(), mode=PRIVATE)
     write_atomically(path / "ca.pem", authority, mode=PRIVATE)
     # Last: hsee.toml is what makes the folder an account's.
-    settings = _settings(account, fleet=fleet, address=address)
+    settings = _settings(account, fleet=fleet, address=address, certified=bool(credential.certificate))
     write_atomically(path / "hsee.toml", settings.encode(), mode=PRIVATE)
 
 
@@ -52,7 +72,7 @@ def start_line(account: str) -> str:
             return "hsee broker check"
 
 
-def _settings(account: str, *, fleet: str, address: str) -> str:
+def _settings(account: str, *, fleet: str, address: str, certified: bool) -> str:
     quoted = [msgspec.json.encode(text).decode() for text in (fleet, address)]
     lines = [
         f"# Settings of {account}, read by hsee where it is started in this folder. They hold no secret.",
@@ -62,7 +82,11 @@ def _settings(account: str, *, fleet: str, address: str) -> str:
         "[broker]",
         f"address = {quoted[1]}",
         f'username = "{account}"',
-        'password_file = "password"',
+        *(
+            ['cert_file = "cert.pem"', 'key_file = "key.pem"']
+            if certified
+            else ['password_file = "password"']
+        ),
         'ca_file = "ca.pem"',
     ]
     if kind_of(account) in ("device", "infer"):

@@ -112,11 +112,13 @@ def _tls(address: BrokerAddress, connection: socket.socket) -> Finding:
         return Finding("tls", "skipped", "the address says mqtt://, not mqtts://")
     try:
         context = ssl.create_default_context(cafile=address.ca_file)
+        if address.cert_file is not None:
+            context.load_cert_chain(address.cert_file, address.key_file)
     except OSError as exc:
         return Finding(
             "tls",
             "failed",
-            f"The authority's file {address.ca_file} can't be used: {exc}.",
+            f"The authority's file {address.ca_file}, or the account's certificate, can't be used: {exc}.",
             "Give the ca.pem that belongs to this broker: --ca-file.",
         )
     try:
@@ -143,9 +145,9 @@ def _login_found(address: BrokerAddress) -> Finding:
 
 def _strangers(address: BrokerAddress) -> Iterator[Finding]:
     """Try to come in with no login, and with a wrong password."""
-    anyone = replace(address, username="", password="", insecure=True)
+    anyone = replace(address.with_login("", ""), insecure=True)
     yield _stranger("anonymous login", anyone, is_local=address.is_loopback)
-    if address.username:
+    if address.password:
         # An id of its own: on a broker that evicts before it authenticates, the account's own process would suffer.
         guessed = replace(address, password=secrets.token_urlsafe(24), insecure=True)
         yield _stranger("wrong password", guessed, is_local=False)

@@ -24,6 +24,7 @@ from toolkit.wire.words import DeviceWord, encode_word, read_device_word
 
 PASSWORD_ITERATIONS = 101
 """PBKDF2 rounds, the plugin's own number: a password of 192 random bits needs none."""
+UPTIME = "$SYS/broker/uptime"
 _SALT_BYTES = 12
 DENY_ALL: Final = {
     "publishClientSend": False,
@@ -38,14 +39,15 @@ def initial_state(passwords: Mapping[str, str], topics: Topics) -> dict[str, Any
     """Make the plugin's state file: the accounts, a role each, and nothing for anybody else.
 
     Args:
-        passwords: by account.
+        passwords: by account; empty for one that has a certificate, which no password lets in then.
         topics: of the fleet.
     Raises: UsageError: a name that can't be an account's.
     """
     return {
         "defaultACLAccess": DENY_ALL,
         "clients": [
-            {**_client(account), **_hashed(password)} for account, password in sorted(passwords.items())
+            {**_client(account), **(_hashed(password) if password else {})}
+            for account, password in sorted(passwords.items())
         ],
         "groups": [],
         "roles": [
@@ -85,8 +87,12 @@ class DynamicSecurity:
         """
         return sorted(str(name) for name in self._ask("listClients")["clients"])
 
-    def add(self, account: str, password: str) -> None:
+    def add(self, account: str, password: str = "") -> None:
         """Add an account with its grants, and read both back.
+
+        Args:
+            account: its name.
+            password: empty for one that has a certificate, which no password lets in then.
 
         Raises:
             UsageError: it is there already, or its name can't be an account's.
@@ -101,7 +107,7 @@ class DynamicSecurity:
         if account in self._ask("listRoles")["roles"]:  # left by an addition that was cut short
             self._ask("deleteRole", rolename=account)
         self._ask("createRole", rolename=account, acls=acls)
-        self._ask("createClient", password=password, **_client(account))
+        self._ask("createClient", **({"password": password} if password else {}), **_client(account))
         self.check(account)
 
     def remove(self, account: str) -> None:
@@ -158,6 +164,19 @@ class DynamicSecurity:
         )
         if not is_out:
             raise _not_kept(f"account {own!r} is still let in after its removal")
+
+    def uptime_s(self) -> float | None:
+        """Ask how long the broker has run, in seconds; None where it does not say (it does, ten seconds after its start)."""
+        self._probe.subscribe(UPTIME)
+        told: list[bytes] = []
+
+        def is_told() -> bool:
+            told.extend(m.payload for m in self._probe.received if m.topic == UPTIME)
+            return bool(told)
+
+        self._probe.wait_until(is_told, self._probe.answer_s)
+        digits = told[-1].split(b" ")[0] if told else b""
+        return float(digits) if digits.isdigit() else None
 
     def grant(self, account: str) -> None:
         """Give an account the grants of this version of hsee, and read them back.

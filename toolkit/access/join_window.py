@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from toolkit.access.dynamic_security import DynamicSecurity
 from toolkit.access.probe import Probe
@@ -50,6 +51,22 @@ class WindowEvent:
     detail: str
 
 
+class Certifier(Protocol):
+    """Who issues accounts' certificates (``toolkit.access.broker_folder.BrokerFolder``)."""
+
+    def certify(self, account: str, request: bytes) -> bytes:
+        """Issue an account's certificate, PEM, for the key of a request, DER."""
+        ...
+
+    def require_fresh(self, account: str, control: DynamicSecurity) -> None:
+        """Refuse a name whose revoked certificate the running broker would still let in."""
+        ...
+
+    def remove_account(self, account: str) -> None:
+        """Revoke an account's certificate."""
+        ...
+
+
 @dataclass(slots=True)
 class _Standing:
     """A token that is not used up."""
@@ -57,7 +74,7 @@ class _Standing:
     token: Token
     nonce: str = ""
     salt: str = ""
-    password: str = ""
+    certificate: bytes = b""
     asked_s: float = 0.0
 
 
@@ -68,6 +85,8 @@ def open_window(
     devices: Sequence[str],
     *,
     lasts_s: float,
+    entry: BrokerAddress | None = None,
+    certifier: Certifier | None = None,
     clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
 ) -> Iterator[JoinWindow]:
     """Make a token for each device, and take all that was not used back at the end.
@@ -79,6 +98,8 @@ def open_window(
         topics: of the fleet.
         devices: to invite; none of them has an account.
         lasts_s: how long tokens can be used.
+        entry: where tokens are let in; by default where the operator is.
+        certifier: where accounts log in by certificates: issues them; None where they have passwords.
         clock: seconds that go on while the machine sleeps.
 
     Raises:
@@ -96,12 +117,15 @@ def open_window(
                 f"There is an account {taken[0]!r} already; nobody was invited.",
                 hint=f"Choose another name, or remove it first: hsee broker user remove {taken[0]}",
             )
+        if certifier is not None:
+            for device in devices:
+                certifier.require_fresh(device, control)
         sweep(control)
         control.add(own, password)
         for token in tokens:
             control.add(token.account, token.secret)
-    with Probe(operator.with_login(own, password)) as probe:
-        window = JoinWindow(probe, topics, tokens, lasts_s=lasts_s, clock=clock)
+    with Probe((entry or operator).with_login(own, password)) as probe:
+        window = JoinWindow(probe, topics, tokens, lasts_s=lasts_s, certifier=certifier, clock=clock)
         try:
             yield window
         finally:
@@ -133,9 +157,11 @@ class JoinWindow:
         tokens: Sequence[Token],
         *,
         lasts_s: float,
+        certifier: Certifier | None,
         clock: Callable[[], float],
     ) -> None:
         self.tokens = tuple(tokens)
+        self._certifier = certifier
         self._probe = probe
         self._topics = topics
         self._clock = clock
@@ -209,19 +235,25 @@ class JoinWindow:
                 self._say(token, JoinRefusal(nonce, "Another board has asked with this token already."))
                 yield WindowEvent(token.device, "asked twice", "a second board asked, and was refused")
         elif isinstance(request, JoinAsk):
-            yield from self._admit(standing, nonce)
+            yield from self._admit(standing, request)
         elif standing.nonce:
             self._control.remove(token.account)
             del self._standing[token.id]
             yield WindowEvent(token.device, "joined", "it is in; its token is used up")
 
-    def _admit(self, standing: _Standing, nonce: str) -> Iterator[WindowEvent]:
-        token = standing.token
+    def _admit(self, standing: _Standing, ask: JoinAsk) -> Iterator[WindowEvent]:
+        token, nonce = standing.token, ask.nonce
         if not standing.nonce:
             salt = secrets.token_hex(_NONCE_BYTES)
             values = {"token": token.id, "device": token.device, "nonce": nonce, "salt": salt}
             try:
-                self._control.add(token.device, derive_password(token.secret, **values))
+                if self._certifier is not None:
+                    if not ask.request:
+                        raise UsageError("This broker asks for certificates: paste the whole line.")
+                    standing.certificate = self._certifier.certify(token.device, ask.request)
+                    self._control.add(token.device)
+                else:
+                    self._control.add(token.device, derive_password(token.secret, **values))
             except HseeError as exc:
                 self._say(token, JoinRefusal(nonce, exc.message[:500]))
                 self._control.remove(token.account)
@@ -231,7 +263,9 @@ class JoinWindow:
             standing.nonce, standing.salt, standing.asked_s = nonce, salt, self._clock()
         values = {"token": token.id, "device": token.device, "nonce": nonce, "salt": standing.salt}
         proof = derive_proof(token.secret, **values)
-        self._say(token, JoinAnswer(nonce, token.device, standing.salt, proof))
+        issued = standing.certificate.decode()
+        certificate = ssl.PEM_cert_to_DER_cert(issued) if issued else b""
+        self._say(token, JoinAnswer(nonce, token.device, standing.salt, proof, certificate))
 
     def _overdue(self) -> list[WindowEvent]:
         return [
@@ -245,6 +279,8 @@ class JoinWindow:
         self._control.remove(token.account)
         if standing.nonce:
             self._control.remove(token.device)
+            if self._certifier is not None:
+                self._certifier.remove_account(token.device)
         del self._standing[token.id]
         detail = {
             "not used": "its token was not used, and is gone",

@@ -13,11 +13,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit.access.account_folder import write_account_folder
+from toolkit.access.account_folder import Credential, write_account_folder
 from toolkit.access.accounts import JOIN_PREFIX
 from toolkit.access.probe import ANSWER_S, Probe
 from toolkit.access.tokens import digest_of, normalise_secret
-from toolkit.errors import BrokerError, BrokerLoginError, BrokerTlsError, RemoteProtocolError, UsageError
+from toolkit.disk import PRIVATE, write_atomically
+from toolkit.errors import (
+    BrokerError,
+    BrokerLoginError,
+    BrokerTlsError,
+    RemoteProtocolError,
+    UsageError,
+    require,
+)
 from toolkit.link.base import BrokerAddress
 from toolkit.link.refusals import connect_error
 from toolkit.wire.joining import (
@@ -48,6 +56,7 @@ def join_fleet(
     secret: str,
     authority: str,
     folder: Path,
+    join_port: int | None = None,
     ask_for_s: float = ASK_FOR_S,
 ) -> bool:
     """Turn a token into an account, and write the account's folder once a login by it has worked.
@@ -60,6 +69,7 @@ def join_fleet(
         secret: of the token, as it was typed.
         authority: SHA-256 of the certificate that must have signed the broker's, hexadecimal.
         folder: to write; new or empty.
+        join_port: where the broker asks for certificates: its port for tokens. The board then makes its key itself.
         ask_for_s: how long an answer may take.
     Returns: whether the token is known to be gone; it lapses by itself otherwise.
 
@@ -68,34 +78,38 @@ def join_fleet(
         BrokerTlsError: the broker's certificate was signed by another authority, or is for another name.
         BrokerLoginError: the token is used up or has lapsed, or its secret is another.
         BrokerError: nobody answers, the answer is not the inviter's, or the new account does not work.
+        MissingPartError: a key is to be made, and cryptography is not installed.
     """
     check_name(device, what="The device id")
     check_name(token, what="The token")
     _require_room(folder)
     bare = normalise_secret(secret)
-    certificate = fetch_authority(address, authority)
+    request, key = _make_request(device) if join_port is not None else (b"", b"")
+    entry = address if join_port is None else replace(address, port=join_port)
+    ca = fetch_authority(entry, authority)
     with tempfile.TemporaryDirectory(prefix="hsee-join-") as scratch:
         pinned = Path(scratch) / "ca.pem"
-        pinned.write_bytes(certificate)
-        trusted = replace(address, ca_file=pinned)
-        with _login(trusted.with_login(JOIN_PREFIX + token, bare)) as probe:
+        pinned.write_bytes(ca)
+        with _login(replace(entry, ca_file=pinned).with_login(JOIN_PREFIX + token, bare)) as probe:
             nonce = secrets.token_hex(_NONCE_BYTES)
-            answer = _ask(probe, topics, token, nonce, ask_for_s=ask_for_s)
+            answer = _ask(probe, topics, token, JoinAsk(nonce, request), ask_for_s=ask_for_s)
             values = {"token": token, "device": device, "nonce": nonce, "salt": answer.salt}
             if answer.device != device or not hmac.compare_digest(answer.proof, derive_proof(bare, **values)):
                 raise BrokerError(
                     f"The answer is not from whoever made the token, or is for {answer.device!r}.",
                     hint="Ask for a new token: hsee broker invite",
                 )
-            password = derive_password(bare, **values)
-            _try_account(trusted.with_login(device, password), topics)
+            credential = (
+                _certified(answer, device, key) if key else Credential(derive_password(bare, **values))
+            )
+            _try_account(_as_account(address, device, credential, Path(scratch)), topics)
             write_account_folder(
                 folder,
                 device,
                 fleet=topics.fleet,
                 address=str(address),
-                password=password,
-                authority=certificate,
+                credential=credential,
+                authority=ca,
             )
             return _confirm(probe, topics, token, nonce)
 
@@ -144,6 +158,36 @@ def _shown_chain(wrapped: ssl.SSLSocket) -> list[bytes]:
     return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in chain]
 
 
+def _make_request(device: str) -> tuple[bytes, bytes]:
+    require("cryptography", part="access", purpose="Making this board's key")
+    from toolkit.access.authority import make_request
+
+    return make_request(device)
+
+
+def _certified(answer: JoinAnswer, device: str, key: bytes) -> Credential:
+    from toolkit.access.authority import is_for
+
+    certificate = ssl.DER_cert_to_PEM_cert(answer.certificate).encode() if answer.certificate else b""
+    # PROTOCOL.md 17: "A board MUST NOT use a certificate for another device or another key."
+    if not is_for(certificate, account=device, key=key):
+        raise BrokerError(
+            f"The answer holds no certificate of {device!r} for this board's key.",
+            hint="Ask for a new token: hsee broker invite",
+        )
+    return Credential(certificate=certificate, key=key)
+
+
+def _as_account(address: BrokerAddress, device: str, credential: Credential, scratch: Path) -> BrokerAddress:
+    """Give the way in of an account whose folder is not written yet."""
+    trusted = replace(address, ca_file=scratch / "ca.pem")
+    if not credential.certificate:
+        return trusted.with_login(device, credential.password)
+    for name, content in (("cert.pem", credential.certificate), ("key.pem", credential.key)):
+        write_atomically(scratch / name, content, mode=PRIVATE)
+    return trusted.with_certificate(device, scratch / "cert.pem", scratch / "key.pem")
+
+
 def _require_room(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
@@ -162,7 +206,7 @@ def _login(address: BrokerAddress) -> Probe:
         ) from exc
 
 
-def _ask(probe: Probe, topics: Topics, token: str, nonce: str, *, ask_for_s: float) -> JoinAnswer:
+def _ask(probe: Probe, topics: Topics, token: str, ask: JoinAsk, *, ask_for_s: float) -> JoinAnswer:
     found: list[JoinAnswer | JoinRefusal] = []
 
     def is_answered() -> bool:
@@ -171,7 +215,7 @@ def _ask(probe: Probe, topics: Topics, token: str, nonce: str, *, ask_for_s: flo
                 answer = read_answer(message.payload)
             except RemoteProtocolError:
                 continue  # no message of joining
-            if answer.nonce == nonce:
+            if answer.nonce == ask.nonce:
                 found.append(answer)
         return bool(found)
 
@@ -179,7 +223,7 @@ def _ask(probe: Probe, topics: Topics, token: str, nonce: str, *, ask_for_s: flo
     while not found and time.monotonic() < deadline_s:
         # Again and again, subscription too: whatever was said on an earlier connection is lost.
         probe.subscribe(topics.join_answer(token))
-        probe.publish(topics.join_request(token), encode_joining(JoinAsk(nonce)))
+        probe.publish(topics.join_request(token), encode_joining(ask))
         probe.wait_until(is_answered, min(ASK_AGAIN_S, max(0.0, deadline_s - time.monotonic())))
     if not found:
         raise BrokerError(

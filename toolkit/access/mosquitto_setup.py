@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from toolkit.errors import BrokerError, MachineError
@@ -29,19 +29,11 @@ TRIAL_START_S = 10.0
 CONFIGURATION = """\
 # Written by: hsee broker init. Start it with: {program} -c {folder}/mosquitto.conf
 
-# One way in, for everybody, with TLS. There is no plain listener, on loopback neither.
-listener {port}{bind}
-certfile {folder}/server.pem
-keyfile {folder}/server.key
-# The lowest version; 1.3 is taken where the other side speaks it.
-tls_version tlsv1.2
-
+{listeners}
 # Who may come in, and what each may do: accounts with their grants, which hsee broker user changes while it runs.
 allow_anonymous false
 plugin {plugin}
 plugin_opt_config_file {folder}/dynamic-security.json
-# A client id is its account's name, so that nobody can take another's connection over.
-use_username_as_clientid true
 
 # Without it a request of 64 KB takes 44 ms instead of less than one.
 set_tcp_nodelay true
@@ -63,6 +55,25 @@ log_type notice
 connection_messages true
 # Started by root it becomes this user, who owns these files.
 user {user}
+"""
+
+LISTENER = """\
+# {purpose} There is no plain listener, on loopback neither.
+listener {port}{bind}
+certfile {folder}/server.pem
+keyfile {folder}/server.key
+# The lowest version; 1.3 is taken where the other side speaks it.
+tls_version tlsv1.2
+# A client id is its account's name, so that nobody can take another's connection over.
+use_username_as_clientid true
+"""
+BY_CERTIFICATE = """\
+# Nobody comes in here without a certificate of the fleet's authority, and its name is the account's: no password is asked.
+cafile {folder}/ca.pem
+require_certificate true
+use_identity_as_username true
+# Read at the broker's start only. Until then a removed account's certificate is let in, and may do nothing.
+crlfile {folder}/revoked.pem
 """
 
 UNIT = """\
@@ -113,7 +124,7 @@ def require_plugin() -> Path:
     return found
 
 
-def configuration(folder: Path, *, port: int, bind: str, plugin: Path) -> str:
+def configuration(folder: Path, *, port: int, bind: str, plugin: Path, join_port: int | None = None) -> str:
     """Write mosquitto.conf.
 
     Args:
@@ -121,11 +132,22 @@ def configuration(folder: Path, *, port: int, bind: str, plugin: Path) -> str:
         port: of the listener.
         bind: the address it listens at; empty for all.
         plugin: the dynamic-security plugin.
+        join_port: where accounts log in by certificate: of a second listener, for join tokens; else None.
     """
+    place = {"folder": folder, "bind": f" {bind}" if bind else ""}
+    if join_port is None:
+        listeners = LISTENER.format(purpose="One way in, for everybody, with TLS.", port=port, **place)
+    else:
+        listeners = LISTENER.format(purpose="The way in, with TLS.", port=port, **place)
+        listeners += BY_CERTIFICATE.format(folder=folder)
+        listeners += "\n" + LISTENER.format(
+            purpose="For join tokens, which have no certificate yet: only they have passwords.",
+            port=join_port,
+            **place,
+        )
     return CONFIGURATION.format(
         folder=folder,
-        port=port,
-        bind=f" {bind}" if bind else "",
+        listeners=listeners,
         plugin=plugin,
         program=find_mosquitto() or "mosquitto",
         user=_user(),
@@ -150,16 +172,19 @@ def trial(folder: Path, *, program: str) -> Iterator[BrokerAddress]:
     Args:
         folder: as ``configuration`` was given.
         program: Mosquitto.
-    Yields: its address, without a login.
+    Yields: the address of its first listener, without a login.
     Raises: BrokerError: it does not start; the message holds what it said.
     """
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = int(probe.getsockname()[1])
-    lines = [
-        f"listener {port} {LOOPBACK}" if line.startswith("listener ") else line
-        for line in (folder / "mosquitto.conf").read_text().splitlines()
-    ]
+    text = (folder / "mosquitto.conf").read_text()
+    ports = iter(_free_ports(text.count("\nlistener ")))
+    port, lines = 0, []
+    for line in text.splitlines():
+        if not line.startswith("listener "):
+            lines.append(line)
+            continue
+        own = next(ports)
+        port = port or own
+        lines.append(f"listener {own} {LOOPBACK}")
     with tempfile.TemporaryDirectory(prefix="hsee-trial-") as name:
         config, log = Path(name) / "mosquitto.conf", Path(name) / "log"
         config.write_text("\n".join(lines) + "\n")
@@ -175,6 +200,14 @@ def trial(folder: Path, *, program: str) -> Iterator[BrokerAddress]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _free_ports(n: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

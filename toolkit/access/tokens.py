@@ -100,7 +100,9 @@ def digest_of(certificate: bytes) -> str:
         ) from exc
 
 
-def paste_line(token: Token, *, address: str, fleet: str, authority: str) -> str:
+def paste_line(
+    token: Token, *, address: str, fleet: str, authority: str, join_port: int | None = None
+) -> str:
     """Write the line to paste on the board; it holds no secret.
 
     Args:
@@ -108,8 +110,10 @@ def paste_line(token: Token, *, address: str, fleet: str, authority: str) -> str
         address: of the broker, as boards reach it.
         fleet: to join.
         authority: SHA-256 of its certificate.
+        join_port: where it lets tokens in, if accounts log in by certificates; else None.
     """
     words = ["hsee", "agent", "join", token.device, "--broker", address, "--fleet", fleet]
+    words += ["--join-port", str(join_port)] if join_port is not None else []
     return shlex.join([*words, "--token", token.id, "--authority", authority])
 
 

@@ -48,6 +48,15 @@ def join(
     authority: Annotated[
         str, typer.Option(metavar="SHA256", help="Of the certificate of the broker's authority.")
     ],
+    join_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65_535,
+            metavar="PORT",
+            help="Where tokens are let in, if the broker asks for certificates: this board makes its own key then.",
+        ),
+    ] = None,
     fleet: Annotated[str | None, typer.Option(help="Fleet to join.")] = None,
     folder: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="New folder for the account; default: ./DEVICE.")
@@ -83,6 +92,7 @@ def join(
         secret=_read_secret(),
         authority=authority,
         folder=place,
+        join_port=join_port,
     )
     if json:
         told = {

@@ -36,6 +36,9 @@ MovedBroker = Annotated[
 Operator = Annotated[str, typer.Option("--as", metavar="op-NAME", help="The operator's account to act as.")]
 DEFAULT_FOLDER = Path("broker")
 DEFAULT_OPERATOR = "op-admin"
+UNTIL_RESTART = (
+    "Restart the broker when it suits: until then a certificate of it is let in, and may do nothing."
+)
 
 
 @app.command()
@@ -58,6 +61,16 @@ def init(
     port: Annotated[
         int, typer.Option(min=1, max=65_535, help="Of its one listener, which speaks TLS.")
     ] = 8883,
+    certificates: Annotated[
+        bool,
+        typer.Option(
+            "--certificates",
+            help="Accounts log in by certificates of the fleet's authority, not by passwords.",
+        ),
+    ] = False,
+    join_port: Annotated[
+        int, typer.Option(min=1, max=65_535, help="With --certificates: where join tokens are let in.")
+    ] = 8884,
     bind: Annotated[str, typer.Option(help="Address to listen at; default: all of this machine's.")] = "",
     plugin: Annotated[
         Path | None,
@@ -67,6 +80,7 @@ def init(
 ) -> None:
     """Write a Mosquitto set-up that is safe and fast: TLS of its own authority, an account a process, limits.
 
+    With --certificates an account is whoever its certificate says, and boards that join make their keys themselves.
     It starts the broker on loopback for a moment and reads everything back, where Mosquitto is installed.
 
     Example: hsee broker init --host broker.local --device hall-camera --coordinator run1
@@ -82,6 +96,7 @@ def init(
         hosts=host,
         accounts=[*(device or []), *(f"coord-{run}" for run in coordinator or [])],
         port=port,
+        join_port=join_port if certificates else None,
         bind=bind,
         plugin=plugin,
     )
@@ -206,7 +221,7 @@ def user_add(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Add accounts to the running broker, each with a generated password in a file of its own.
+    """Add accounts to the running broker, each with a generated password, or a certificate, in a folder of its own.
 
     Example: hsee broker user add hall-camera gate-camera
     """
@@ -216,9 +231,12 @@ def user_add(
     for account in accounts:
         check_new(account)
     with control_of(folder, broker, operator) as (opened, control):
+        if show_password and opened.record.by_certificate:
+            raise UsageError("Accounts of this broker have certificates and no passwords.")
         passwords = {}
         for account in accounts:
-            password = generate_password()
+            opened.require_fresh(account, control)
+            password = "" if opened.record.by_certificate else generate_password()
             control.add(account, password)
             opened.write_account(account, password)
             passwords[account] = password
@@ -270,6 +288,8 @@ def user_remove(
         emit_json({"removed": [] if dry_run else accounts, "would_remove": accounts if dry_run else []})
         return
     typer.echo(f"{'Would remove' if dry_run else 'Removed and cut off'}: {', '.join(accounts)}")
+    if opened.record.by_certificate and not dry_run:
+        typer.echo(UNTIL_RESTART)
 
 
 @user_app.command("list")

@@ -18,6 +18,7 @@ from toolkit.disk import PRIVATE, PRIVATE_FOLDER, write_atomically
 from toolkit.errors import PartialError, UsageError, writing
 
 if TYPE_CHECKING:
+    from toolkit.access.broker_folder import BrokerRecord
     from toolkit.access.join_window import WindowEvent
     from toolkit.access.tokens import Token
 
@@ -69,18 +70,25 @@ def invite(
     opened = BrokerFolder.open(folder)
     address = opened.login(operator, parse_broker(broker, ca_file=opened.path / "ca.pem") if broker else None)
     authority = digest_of((opened.path / "ca.pem").read_bytes())
-    fetch_authority(address, authority)  # as boards will: the broker must show it
+    entry = opened.entry(address)
+    fetch_authority(entry, authority)  # as boards will: the broker must show it
     secrets_folder = opened.path / "invites"
     joined = []
     say = _Speaker(as_json=json)
-    with open_window(address, opened.topics, list(dict.fromkeys(devices)), lasts_s=60 * minutes) as window:
+    with open_window(
+        address,
+        opened.topics,
+        list(dict.fromkeys(devices)),
+        lasts_s=60 * minutes,
+        entry=entry,
+        certifier=opened if opened.record.by_certificate else None,
+    ) as window:
         try:
             files = _write_secrets(secrets_folder, window.tokens)
             say.opened(
                 window.tokens,
                 files,
-                address=opened.record.address,
-                fleet=opened.record.fleet,
+                record=opened.record,
                 authority=authority,
                 minutes=minutes,
                 shows_secret=show_secret or (is_terminal() and not json),
@@ -121,8 +129,7 @@ class _Speaker:
         tokens: Sequence[Token],
         files: Mapping[str, Path],
         *,
-        address: str,
-        fleet: str,
+        record: BrokerRecord,
         authority: str,
         minutes: float,
         shows_secret: bool,
@@ -130,7 +137,13 @@ class _Speaker:
         from toolkit.access.tokens import paste_line
 
         for token in tokens:
-            line = paste_line(token, address=address, fleet=fleet, authority=authority)
+            line = paste_line(
+                token,
+                address=record.address,
+                fleet=record.fleet,
+                authority=authority,
+                join_port=record.join_port,
+            )
             told = {"device": token.device, "line": line, "secret_file": str(files[token.device])}
             if self._as_json:
                 self._object(

@@ -77,6 +77,8 @@ class BrokerLink:
             username=address.username,
             password=address.password,
             ca_file=str(address.ca_file or ""),
+            cert_file=str(address.cert_file or ""),
+            key_file=str(address.key_file or ""),
             insecure=address.insecure,
             max_packet_bytes=address.max_packet_bytes,
             client=self.client,

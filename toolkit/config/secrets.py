@@ -1,4 +1,4 @@
-"""The broker's password: from the environment or a private file, never from a setting or an argument."""
+"""The broker's password, from the environment or a private file, and the key of a certificate: never a setting or argument."""
 
 from __future__ import annotations
 
@@ -53,10 +53,7 @@ def read_password_file(file: Path, origin: str) -> str:
         raise ConfigError(
             f"{where} can't be read: {exc}.", hint="Check the path and who owns the file.", **facts
         ) from exc
-    if mode & _OTHERS:
-        raise ConfigError(
-            f"{where} can be read by others than its owner.", hint=f"Type: chmod 600 {path}", **facts
-        )
+    _require_private(mode, where, path, **facts)
     if not text or "\n" in text or len(raw) > _MAX_PASSWORD_BYTES:
         raise ConfigError(
             f"{where} does not hold one line with a password.",
@@ -64,3 +61,49 @@ def read_password_file(file: Path, origin: str) -> str:
             **facts,
         )
     return text
+
+
+def check_key(settings: Settings) -> Path | None:
+    """Say where the private key of the account's certificate is.
+
+    Args:
+        settings: name the certificate and its key, where there are such.
+    Returns: its path; None where no certificate is named.
+    Raises: ConfigError: one of the two is missing, can't be read, or the key can be read by others than its owner.
+    """
+    broker = settings.broker
+    if not broker.cert_file and not broker.key_file:
+        return None
+    for key, value, other in (
+        ("broker.cert_file", broker.cert_file, "broker.key_file"),
+        ("broker.key_file", broker.key_file, "broker.cert_file"),
+    ):
+        if not value:
+            raise ConfigError(
+                f"{settings.origin(other)}: {other} is set and {key} is not.",
+                hint="A certificate and its private key belong together: give both.",
+                key=key,
+            )
+    path = Path(broker.key_file).expanduser()
+    for name, file in (("broker.cert_file", Path(broker.cert_file).expanduser()), ("broker.key_file", path)):
+        where = f"{settings.origin(name)}: the file {file}"
+        try:
+            with file.open("rb") as stream:
+                mode = os.fstat(stream.fileno()).st_mode
+        except OSError as exc:
+            raise ConfigError(
+                f"{where} can't be read: {exc.strerror}.",
+                hint="Check the path and who owns the file.",
+                key=name,
+                file=str(file),
+            ) from exc
+        if file == path:
+            _require_private(mode, where, path, key=name, file=str(file))
+    return path
+
+
+def _require_private(mode: int, where: str, path: Path, **facts: str) -> None:
+    if mode & _OTHERS:
+        raise ConfigError(
+            f"{where} can be read by others than its owner.", hint=f"Type: chmod 600 {path}", **facts
+        )

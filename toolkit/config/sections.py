@@ -39,6 +39,10 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str, Meta(description="file that holds the password and that only its owner can read")
     ] = ""
     ca_file: Annotated[str, Meta(description="certificate of the authority that TLS is checked against")] = ""
+    cert_file: Annotated[
+        str, Meta(description="certificate of the account, where the broker takes certificates for passwords")
+    ] = ""
+    key_file: Annotated[str, Meta(description="its private key, in a file that only its owner can read")] = ""
     max_packet_bytes: Annotated[
         int,
         Meta(

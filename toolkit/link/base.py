@@ -122,9 +122,10 @@ class Link(Protocol):
 class BrokerAddress:
     """Where a broker is and how to be let in.
 
-    ``ca_file`` is the authority its certificate must be signed by (default: the system's authorities); ``insecure``
-    says that the user accepts a connection off this machine without TLS or credentials. ``max_packet_bytes`` is the
-    largest packet that the broker takes.
+    ``ca_file`` is the authority its certificate must be signed by (default: the system's authorities). ``cert_file`` and
+    ``key_file`` are this account's own, which stand for its password. ``insecure`` says that the user accepts a
+    connection off this machine without TLS or credentials. ``max_packet_bytes`` is the largest packet that the broker
+    takes.
     """
 
     host: str
@@ -133,6 +134,8 @@ class BrokerAddress:
     username: str = ""
     password: str = field(default="", repr=False)
     ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
     insecure: bool = False
     max_packet_bytes: int = MAX_MESSAGE_BYTES
 
@@ -150,9 +153,18 @@ class BrokerAddress:
         except ValueError:
             return False
 
+    @property
+    def has_login(self) -> bool:
+        """Whether there is an account, and a password or a certificate for it."""
+        return bool(self.username and (self.password or self.cert_file))
+
     def with_login(self, username: str, password: str) -> BrokerAddress:
-        """Return the same broker with other credentials."""
-        return replace(self, username=username, password=password)
+        """Return the same broker with another account and its password; both empty for none."""
+        return replace(self, username=username, password=password, cert_file=None, key_file=None)
+
+    def with_certificate(self, username: str, cert_file: Path, key_file: Path) -> BrokerAddress:
+        """Return the same broker with another account and its certificate."""
+        return replace(self, username=username, password="", cert_file=cert_file, key_file=key_file)
 
     def require_secure(self) -> None:
         """Refuse to go off this machine without TLS and credentials, unless the user said so.
@@ -163,7 +175,7 @@ class BrokerAddress:
             return
         missing = [
             *([] if self.tls else ["TLS"]),
-            *([] if self.username and self.password else ["a user name and password"]),
+            *([] if self.has_login else ["a user name and password"]),
         ]
         if not missing:
             return
@@ -171,7 +183,7 @@ class BrokerAddress:
             *([] if self.tls else [f"Write mqtts://{self.host} and give the broker a certificate."]),
             *(
                 []
-                if self.username and self.password
+                if self.has_login
                 else ["Give a user name, and its password in HSEE_BROKER_PASSWORD or a password file."]
             ),
         ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.config import Settings, read_password
+from toolkit.config.secrets import check_key
 from toolkit.errors import require
 from toolkit.link.base import BrokerAddress, parse_broker
 
@@ -22,20 +23,27 @@ def broker_of(
 
     Args:
         settings: of this process; its password comes from the environment or a private file.
-        default_username: the account of this kind of process, taken where a password is given and no account.
+        default_username: the account of this kind of process, taken where a password or certificate is given and no
+            account.
         env: the environment that may hold the password; by default this process's.
-    Raises: UsageError, ConfigError: the address or the password file can't be read.
+    Raises: UsageError, ConfigError: the address, the password file or the key can't be read.
     """
     password = read_password(settings, env)
     broker = settings.broker
+    key_file = check_key(settings)
     address = parse_broker(
         broker.address,
-        username=broker.username or (default_username if password else ""),
+        username=broker.username or (default_username if password or key_file else ""),
         password=password or "",
         ca_file=Path(broker.ca_file) if broker.ca_file else None,
         insecure=broker.insecure,
     )
-    return replace(address, max_packet_bytes=broker.max_packet_bytes)
+    return replace(
+        address,
+        cert_file=Path(broker.cert_file) if key_file else None,
+        key_file=key_file,
+        max_packet_bytes=broker.max_packet_bytes,
+    )
 
 
 def make_link(address: BrokerAddress, *, client_id: str, will: tuple[str, bytes] | None = None) -> MqttLink:

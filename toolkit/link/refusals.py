@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from typing import Final
@@ -16,26 +17,15 @@ _NOT_AUTHORIZED: Final = 135
 _UNAVAILABLE: Final = 136
 # Of OpenSSL: a certificate that does not hold yet, and one that holds no more.
 _DATE_CODES: Final = (9, 10)
+_CERTIFICATE_ALERT: Final = re.compile("ALERT_(.*CERTIFICATE.*|UNKNOWN_CA|ACCESS_DENIED|DECRYPT_ERROR)")
 _CLOCK_HINT: Final = "Is this machine's clock right? Type: date. If it is, the broker's certificate is over: hsee broker renew, and a restart."
 
 
 def connect_error(exc: Exception, address: BrokerAddress, *, timeout_s: float) -> BrokerError:
     """Translate what connecting raised; its stages are name, TCP, TLS."""
     broker = str(address)
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return BrokerTlsError(
-            f"The certificate of {broker} can't be trusted: {exc.verify_message.rstrip('.')}.",
-            hint=_CLOCK_HINT
-            if exc.verify_code in _DATE_CODES
-            else "Name the authority that signed it (ca_file), and the host as it stands in the certificate.",
-            broker=broker,
-        )
     if isinstance(exc, ssl.SSLError):
-        return BrokerTlsError(
-            f"{broker} does not answer in TLS ({exc.reason or exc}).",
-            hint="Check the port: TLS is usually on 8883; without it write mqtt://.",
-            broker=broker,
-        )
+        return _tls_error(exc, address)
     if isinstance(exc, socket.gaierror | UnicodeError):
         return BrokerUnreachableError(
             f"The host name {address.host!r} can't be found.",
@@ -55,6 +45,40 @@ def connect_error(exc: Exception, address: BrokerAddress, *, timeout_s: float) -
             broker=broker,
         )
     return BrokerUnreachableError(f"{broker} can't be reached: {exc}.", broker=broker)
+
+
+def _tls_error(exc: ssl.SSLError, address: BrokerAddress) -> BrokerTlsError:
+    broker = str(address)
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return BrokerTlsError(
+            f"The certificate of {broker} can't be trusted: {exc.verify_message.rstrip('.')}.",
+            hint=_CLOCK_HINT
+            if exc.verify_code in _DATE_CODES
+            else "Name the authority that signed it (ca_file), and the host as it stands in the certificate.",
+            broker=broker,
+        )
+    if alert := _CERTIFICATE_ALERT.search(exc.reason or ""):
+        return _refused_certificate(alert[1], address)
+    return BrokerTlsError(
+        f"{broker} does not answer in TLS ({exc.reason or exc}).",
+        hint="Check the port: TLS is usually on 8883; without it write mqtt://.",
+        broker=broker,
+    )
+
+
+def _refused_certificate(alert: str, address: BrokerAddress) -> BrokerTlsError:
+    """Name what a broker thinks of our certificate, or of there being none."""
+    said = alert.replace("_", " ").lower()
+    if "required" in said or address.cert_file is None:
+        message = f"{address} asks for a certificate of this account, and none was shown."
+        hint = "Set broker.cert_file and broker.key_file, or start in the account's folder: its hsee.toml names them."
+    else:
+        message = f"{address} refused the certificate {address.cert_file}: {said}."
+        hint = (
+            "Is the clock right, here and at the broker? Type: date. If it is, the certificate is over, revoked, or of"
+            " another fleet: ask for a new one, hsee broker invite."
+        )
+    return BrokerTlsError(message, hint=hint, broker=str(address))
 
 
 def connack_error(code: int, text: str, address: BrokerAddress, client_id: str) -> BrokerError:

@@ -39,6 +39,8 @@ def time_at_work(make_payload: Callable[[int], bytearray], way: BrokerWay, pace:
         username=way.username,
         password=way.password,
         ca_file=Path(way.ca_file) if way.ca_file else None,
+        cert_file=Path(way.cert_file) if way.cert_file else None,
+        key_file=Path(way.key_file) if way.key_file else None,
         insecure=way.insecure,
         max_packet_bytes=way.max_packet_bytes,
     )

@@ -21,6 +21,8 @@ class BrokerWay(msgspec.Struct, frozen=True, kw_only=True):
     username: str
     password: str
     ca_file: str
+    cert_file: str
+    key_file: str
     insecure: bool
     max_packet_bytes: int
     client: str

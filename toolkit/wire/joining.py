@@ -1,6 +1,7 @@
 """What a board and an open join window say to each other: small JSON, by which a token becomes an account.
 
-The account's password never travels: both sides derive it from the token's secret and two random numbers.
+No credential travels. Both sides derive the account's password from the token's secret and two random numbers; where the
+broker asks for certificates, the board makes its key itself and is given a certificate of it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,24 @@ from msgspec import Meta
 
 from toolkit.errors import RemoteProtocolError
 from toolkit.wire.job import Name
-from toolkit.wire.limits import MAX_WORD_BYTES
+from toolkit.wire.limits import MAX_JOINING_BYTES
 
 JoinNonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Der = Annotated[bytes, Meta(max_length=1024)]
 Proof = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _PASSWORD_BYTES = 24
 
 
-class JoinAsk(msgspec.Struct, frozen=True, tag="ask"):
-    """On ``join/<id>/req``: a board that holds the token's secret wants its account."""
+class JoinAsk(msgspec.Struct, frozen=True, tag="ask", omit_defaults=True):
+    """On ``join/<id>/req``: a board that holds the token's secret wants its account.
+
+    Attributes:
+        nonce: of this attempt.
+        request: for a certificate of the board's own key, PKCS #10; empty where a password is wanted.
+    """
 
     nonce: JoinNonce
+    request: Der = b""
 
 
 class JoinDone(msgspec.Struct, frozen=True, tag="done"):
@@ -34,13 +42,22 @@ class JoinDone(msgspec.Struct, frozen=True, tag="done"):
     nonce: JoinNonce
 
 
-class JoinAnswer(msgspec.Struct, frozen=True, tag="answer"):
-    """On ``join/<id>/ans``: there is an account now, and its password can be derived."""
+class JoinAnswer(msgspec.Struct, frozen=True, tag="answer", omit_defaults=True):
+    """On ``join/<id>/ans``: there is an account now; its password can be derived, or its certificate is here.
+
+    Attributes:
+        nonce: of the ask.
+        device: whose account it is.
+        salt: the window's random number.
+        proof: that the window knows the secret.
+        certificate: X.509, for the key of the request; empty where the account has a password.
+    """
 
     nonce: JoinNonce
     device: Name
     salt: JoinNonce
     proof: Proof
+    certificate: Der = b""
 
 
 class JoinRefusal(msgspec.Struct, frozen=True, tag="refusal"):
@@ -100,10 +117,10 @@ def read_answer(payload: bytes) -> JoinAnswer | JoinRefusal:
 
 
 def _check_length(payload: bytes) -> None:
-    # PROTOCOL.md 17: "A receiver MUST refuse one that is longer than 1 KiB."
-    if len(payload) > MAX_WORD_BYTES:
+    # PROTOCOL.md 17: "A receiver MUST refuse one that is longer than 4 KiB."
+    if len(payload) > MAX_JOINING_BYTES:
         raise RemoteProtocolError(
-            f"A message about joining of {len(payload)} bytes exceeds {MAX_WORD_BYTES}."
+            f"A message about joining of {len(payload)} bytes exceeds {MAX_JOINING_BYTES}."
         )
 
 

@@ -10,6 +10,8 @@ MAX_FIELDS = 64
 """Keys of a header, unknown ones among them."""
 MAX_WORD_BYTES = 1024
 """A retained word, JSON."""
+MAX_JOINING_BYTES = 4096
+"""A message about joining, JSON."""
 MAX_TENSORS = 256
 MAX_NDIM = 8
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
