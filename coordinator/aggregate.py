@@ -59,13 +59,14 @@ class CrossLayerMean:
     def _add(self, name: str, tensor: torch.Tensor, weight: int, mean: torch.Tensor | None) -> None:
         held = self._sums.get(name)
         if not tensor.is_floating_point():
-            self._sums[name] = tensor.clone() if held is None else torch.maximum(held, tensor)
+            self._sums[name] = tensor.clone() if held is None else torch.maximum(held, tensor.to(held.device))
             return
         term = tensor.to(torch.float64)
         if mean is not None:
             term = term + mean.to(torch.float64).square()
+        # A copy that was on disk comes from the memory, one that was not perhaps from a GPU.
         # Exact, fused or not: a float32 times an integer below 2**29 fits into float64.
-        self._sums[name] = term * weight if held is None else held.add_(term, alpha=weight)
+        self._sums[name] = term * weight if held is None else held.add_(term.to(held.device), alpha=weight)
         self._weights[name] = self._weights.get(name, 0) + weight
 
     def _finished(self, name: str, total: torch.Tensor) -> torch.Tensor:

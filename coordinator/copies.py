@@ -1,4 +1,8 @@
-"""The copies of one period: some in memory, the others on disk; which is where never changes what they hold."""
+"""The copies of one period: some in memory, the others on disk; which is where never changes what they hold.
+
+A place in memory is built once and takes one copy after the other: building a network anew for each left holes in the
+heap that grew with the number of devices.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toolkit.errors import writing
+from toolkit.errors import CheckpointError, writing
 from toolkit.nn.sgd import Sgd
-from toolkit.nn.weights import load_tensors, load_training_state, training_state
+from toolkit.nn.weights import load_training_state, training_state
 
 MOMENTUM = "momentum/"
 """What the names of momentum begin with."""
@@ -31,21 +36,43 @@ class Copy:
         return training_state(self.suffix, self.optimizer)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Room for one copy of any device: the suffix behind each cut, sharing modules, and an optimizer over all of them."""
+
+    suffixes: Mapping[str, nn.Module]
+    optimizer: Sgd
+
+
 class CopyShelf:
     """Holds the copies of the devices that trained in the open period.
 
     Args:
-        make: makes a device's copy as the period's start has it.
+        build: makes a place for a copy; what it holds does not matter.
+        cuts: device id to cut layer.
+        begin: a device's copy as the period's start has it: parameters, buffers and momentum by name, at least those of
+            its suffix.
         n_resident: copies in memory at a time; the one that rested longest leaves first. From 1.
         folder: where copies go that leave the memory; made when it is needed. Not synced: a period that is cut off is
             begun again from the last checkpoint.
     """
 
-    def __init__(self, make: Callable[[str], Copy], *, n_resident: int, folder: Path) -> None:
-        self._make = make
+    def __init__(
+        self,
+        build: Callable[[], Place],
+        *,
+        cuts: Mapping[str, str],
+        begin: Callable[[str], Mapping[str, torch.Tensor]],
+        n_resident: int,
+        folder: Path,
+    ) -> None:
+        self._build = build
+        self._cuts = cuts
+        self._begin = begin
         self._n_resident = n_resident
         self._folder = folder
-        self._here: OrderedDict[str, Copy] = OrderedDict()
+        self._free: list[Place] = []
+        self._here: OrderedDict[str, tuple[Copy, Place]] = OrderedDict()
         self._parked: set[str] = set()
 
     @property
@@ -62,20 +89,25 @@ class CopyShelf:
         """Give a device's copy: as it was left, or new."""
         held = self._here.pop(device, None)
         if held is None:
-            while self.n_free < 1:
-                self._park(*self._here.popitem(last=False))
-            held = self._make(device)
-            if device in self._parked:
-                load_training_state(held.suffix, held.optimizer, load_tensors(self._file(device)))
-                self._parked.remove(device)
+            place = self._free_place()
+            copy = Copy(place.suffixes[self._cuts[device]], place.optimizer)
+            state = _read(self._file(device)) if device in self._parked else self._begin(device)
+            own = copy.suffix.state_dict().keys()
+            load_training_state(
+                copy.suffix,
+                copy.optimizer,
+                {name: tensor for name, tensor in state.items() if name.removeprefix(MOMENTUM) in own},
+            )
+            self._parked.discard(device)
+            held = copy, place
         self._here[device] = held
-        return held
+        return held[0]
 
     def states(self) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
         """Every copy's state, ascending by device id; those on disk are read one at a time."""
         for device in sorted(self._parked | self._here.keys()):
             held = self._here.get(device)
-            yield device, load_tensors(self._file(device)) if held is None else held.state()
+            yield device, _read(self._file(device)) if held is None else held[0].state()
 
     def put(self, device: str, state: Mapping[str, torch.Tensor]) -> None:
         """Go on with a copy as a commit within the period kept it."""
@@ -83,13 +115,20 @@ class CopyShelf:
         self._parked.add(device)
 
     def clear(self) -> None:
-        """End the period: no copy is left."""
+        """End the period: no copy is left, but the places are."""
+        self._free.extend(place for _, place in self._here.values())
         self._here.clear()
         self._parked.clear()
 
-    def _park(self, device: str, held: Copy) -> None:
-        _write(self._file(device), held.state())
+    def _free_place(self) -> Place:
+        if self._free:
+            return self._free.pop()
+        if self.n_free:
+            return self._build()
+        device, (copy, place) = self._here.popitem(last=False)
+        _write(self._file(device), copy.state())
         self._parked.add(device)
+        return place
 
     def _file(self, device: str) -> Path:
         return self._folder / f"copy-{device}.safetensors"
@@ -115,7 +154,7 @@ class TensorShelf:
 
     def get(self, device: str) -> Mapping[str, torch.Tensor]:
         """A device's tensors; empty where it has none here."""
-        return load_tensors(self._file(device)) if device in self._devices else {}
+        return _read(self._file(device)) if device in self._devices else {}
 
     @property
     def devices(self) -> frozenset[str]:
@@ -131,10 +170,23 @@ class TensorShelf:
 
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a scratch file.
+    """Write a scratch file, for one that may still be mapped.
 
     Raises: MachineError: the disk refuses it.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, path)
+        beside = path.with_suffix(".new")
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, beside)
+        beside.replace(path)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Map a scratch file: its tensors take no room in the heap.
+
+    Raises: CheckpointError: it is gone or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as exc:
+        raise CheckpointError(f"{path} can't be read: {exc}.", path=str(path)) from exc

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coordinator.aggregate import CrossLayerMean
 from coordinator.checkpoints import MODEL_FILE, Generation
-from coordinator.copies import MOMENTUM, Copy, CopyShelf, TensorShelf
+from coordinator.copies import MOMENTUM, CopyShelf, Place, TensorShelf
 from coordinator.pool import ActivationPool
 from coordinator.segments import IN_CHECKPOINT, Segments
 from coordinator.server_logits import ServerLogits
@@ -91,17 +91,19 @@ class ServerModel:
         self._device = device
         self._mode = strategy.mode
         self._rules = strategy.copy_rules
-        shallowest = min(cuts.values(), key=lambda cut: depth_of(self._network, cut))
+        self._shallowest = min(cuts.values(), key=lambda cut: depth_of(self._network, cut))
         heads = build_server_exits(
-            self._network, model, server.exits, exit_head=server.exit_head, seed=seed, behind=shallowest
+            self._network, model, server.exits, exit_head=server.exit_head, seed=seed, behind=self._shallowest
         )
         for head in heads.values():
             head.to(device)
         self._suffixes = {cut: take_suffix_with(self._network, cut, heads) for cut in set(cuts.values())}
-        self._theta = self._suffixes[shallowest]
+        self._theta = self._suffixes[self._shallowest]
         self._optimizer = make_optimizer(self._theta, self._optimizer_spec)
         n_resident = self._rules.resident or max(1, COPIES_BUDGET_BYTES // self._copy_bytes())
-        self._shelf = CopyShelf(self._open_copy, n_resident=n_resident, folder=scratch)
+        self._shelf = CopyShelf(
+            self._build_place, cuts=self._cuts, begin=self._begin_copy, n_resident=n_resident, folder=scratch
+        )
         self._pool = ActivationPool(cap_bytes=POOL_CAP_BYTES, folder=scratch)
         self._kept = TensorShelf(scratch, "momentum")
         self.segments = segments
@@ -131,6 +133,7 @@ class ServerModel:
         h, y = self._tensors(batch)
         seed = derive_seed(self._seed, "server", round_, device, seq)
         made = server_step(suffix, optimizer, h, y, seed=seed, exit_weight=self._exit_weight)
+        optimizer.zero_grad()  # a copy that rests keeps no gradients
         of = f"batch {seq} of device {device!r}"
         _check_loss(made.objective, of, device=device, round_=round_, step=seq)
         if self._logits is not None:
@@ -271,15 +274,16 @@ class ServerModel:
         if self._logits is not None:
             self._logits.load(device, tensors)
 
-    def _open_copy(self, device: str) -> Copy:
-        suffix = copy.deepcopy(self._suffixes[self._cuts[device]])
-        optimizer = make_optimizer(suffix, self._optimizer_spec)
-        kept = self._rules.momentum == "keep"
-        state = self._kept.get(device) if kept else training_state(self._theta, self._optimizer)
-        for name, parameter in suffix.named_parameters():
-            if (momentum := state.get(MOMENTUM + name)) is not None:
-                optimizer.momentum_buffers[parameter] = momentum.detach().clone().to(parameter.device)
-        return Copy(suffix, optimizer)
+    def _build_place(self) -> Place:
+        suffixes = copy.deepcopy(self._suffixes)
+        return Place(suffixes, make_optimizer(suffixes[self._shallowest], self._optimizer_spec))
+
+    def _begin_copy(self, device: str) -> Mapping[str, torch.Tensor]:
+        theta = training_state(self._theta, self._optimizer)
+        if self._rules.momentum != "keep":
+            return theta
+        weights = {name: tensor for name, tensor in theta.items() if not name.startswith(MOMENTUM)}
+        return {**weights, **self._kept.get(device)}
 
     def _copy_bytes(self) -> int:
         return _TENSORS_A_COPY * sum(p.numel() * p.element_size() for p in self._theta.parameters())

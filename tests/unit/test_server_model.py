@@ -13,7 +13,7 @@ from coordinator.strategy.averaging import Averaging
 from coordinator.strategy.base import PooledBatch, SubBatch
 from coordinator.strategy.consolidated import Consolidated
 from tests.unit.test_checkpoints import state as state_of
-from toolkit.errors import TrainingError
+from toolkit.errors import CheckpointError, TrainingError
 from toolkit.nn.cut import take_suffix
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
@@ -134,6 +134,31 @@ def test_a_commit_within_a_period_keeps_its_open_copies(tmp_path):
             model.apply(device, batch(2), round_=2, seq=2)
         model.aggregate(dict.fromkeys(CUTS, 1))
     assert_equal(through.state(), second.state())
+
+
+def test_places_for_copies_are_built_once_and_taken_in_turn(tmp_path):
+    model = make_model(tmp_path, Averaging(resident_copies=2))
+    built, build = [], model._shelf._build
+    model._shelf._build = lambda: built.append(build()) or built[-1]
+    train(model, rounds=3)
+    assert len(built) == 2
+
+
+def test_a_copy_that_was_read_from_disk_stays_as_it_was_when_its_file_is_written_again(tmp_path):
+    shelf = make_model(tmp_path, Averaging())._shelf
+    first = {"w": torch.arange(6.0)}
+    shelf.put("a", first)
+    ((_, held),) = shelf.states()
+    shelf.put("a", {"w": torch.zeros(1000)})
+    assert_equal(held, first)
+
+
+def test_a_copy_on_disk_that_is_gone_is_told(tmp_path):
+    shelf = make_model(tmp_path, Averaging())._shelf
+    shelf.put("a", {"w": torch.zeros(2)})
+    (tmp_path / "scratch/copy-a.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"copy-a\.safetensors can't be read"):
+        shelf.take("a")
 
 
 def test_an_absent_device_starts_from_the_mean(tmp_path):

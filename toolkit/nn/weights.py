@@ -104,6 +104,10 @@ def load_training_state(module: nn.Module, optimizer: Sgd, state: Mapping[str, t
     except RuntimeError as exc:
         raise CheckpointError(f"The saved weights are of another network: {exc}") from exc
     for name, parameter in module.named_parameters():
-        optimizer.momentum_buffers.pop(parameter, None)
-        if (momentum := state.get(f"momentum/{name}")) is not None:
+        held, momentum = optimizer.momentum_buffers.get(parameter), state.get(f"momentum/{name}")
+        if momentum is None:
+            optimizer.momentum_buffers.pop(parameter, None)
+        elif held is None:
             optimizer.momentum_buffers[parameter] = momentum.detach().clone().to(parameter.device)
+        else:
+            held.copy_(momentum)
