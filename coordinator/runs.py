@@ -46,10 +46,25 @@ def find_run(name: str, home: Path) -> Path:
     for folder in (home / name, Path(name)):
         if (folder / RECORD_FILE).is_file():
             return folder
-    raise UsageError(
+    raise _no_run(name, home)
+
+
+def find_folder(name: str, home: Path) -> Path:
+    """Find a run folder, or whatever folder a path names: a board's copy of a run has no record, a simulation neither.
+
+    Raises: UsageError: there is no such folder.
+    """
+    for folder in (home / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    raise _no_run(name, home)
+
+
+def _no_run(name: str, home: Path) -> UsageError:
+    return UsageError(
         f"There is no run {name!r} in {home}.",
-        hint=did_you_mean(name, (folder.name for folder in folders))
-        or "Runs stand in the folder 'runs'; see --home.",
+        hint=did_you_mean(name, (folder.name for folder in run_folders(home)))
+        or "hsee run list shows those there are; --home names another folder of runs.",
     )
 
 

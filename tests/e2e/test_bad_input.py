@@ -212,13 +212,14 @@ def test_a_folder_that_may_not_be_read(refused, tmp_path, monkeypatch):
         ([*START, "--classes", "ant,,bee"], 2, "is not a list of classes.", ""),
         (["coordinator", "start", "--run", "a/b"], 2, "The run's name 'a/b' is not a name", "Use 1 to 64"),
         (["coordinator", "start", "--fleet", "a b"], 3, "fleet.name", ""),
-        ([*START, "--device", "gpu"], 3, "gpu", "Did you mean 'cpu'?"),
+        ([*START, "--compute", "gpu"], 3, "gpu", "Did you mean 'cpu'?"),
         (["agent", "start", "--id", "a/b", "--data", "digits"], 3, "device.id", ""),
         ([*AGENT, "--data", "digits", "--part", "5/3"], 1, "There is no part 5 of 3.", "1/3, 2/3, 3/3"),
         ([*AGENT, "--data", "digits", "--emulate", "fast"], 2, "fast", "25%,512"),
         ([*AGENT, "--data", "digits", "--profile", "none.toml"], 3, "none.toml", ""),
-        (["run", "resume", "nowhere"], 2, "nowhere is no run folder", "Runs stand in the folder 'runs'."),
-        (["export", "nowhere"], 2, "nowhere holds no trained segment.", "on a copy of that folder"),
+        (["run", "resume", "nowhere"], 2, "There is no run 'nowhere' in runs.", "hsee run list"),
+        (["export", "."], 2, ". holds no trained segment.", "on a copy of that folder"),
+        (["export", "nowhere"], 2, "There is no run 'nowhere' in runs.", "hsee run list"),
     ],
 )
 def test_a_word_that_is_not_known(refused, tmp_path, words, status, text, hint):

@@ -271,4 +271,4 @@ def test_the_command_asks_tells_and_rewinds(committed, path, capsys, monkeypatch
     told = json.loads(capsys.readouterr().out)
     assert (told["success"], told["from_round"], told["to_round"]) == (True, 3, 2)
     assert main(["run", "rewind", str(path / "none"), "--yes"]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "There is no run" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from coordinator.device_book import BOOK_FILE, Named, changed_book, read_book
-from coordinator.runs import find_run, history_of, run_folders, settings_of, status_of
+from coordinator.runs import find_folder, find_run, history_of, run_folders, settings_of, status_of
 from tests.unit.test_history import RUN, Ran
 from toolkit.cli.entry import main
 from toolkit.errors import CheckpointError, ConfigError, RunError, UsageError
@@ -36,6 +36,13 @@ def test_a_run_is_found_by_name_by_path_and_by_default_the_newest(home, monkeypa
     assert find_run("older", home) == home / "older"
     monkeypatch.chdir(home.parent)
     assert find_run(str(home / "older"), home / "elsewhere") == home / "older"
+
+
+def test_a_boards_own_folder_of_a_run_has_no_record_and_is_found(home):
+    (home / "pets" / "devices").mkdir(parents=True)
+    assert find_folder("pets", home) == find_folder(str(home / "pets"), home / "elsewhere") == home / "pets"
+    with pytest.raises(UsageError, match="There is no run 'pots'"):
+        find_folder("pots", home)
 
 
 @pytest.mark.parametrize(("name", "hint"), [("r2", "Did you mean 'r1'?"), ("x" * 40, "Known: older, r1.")])

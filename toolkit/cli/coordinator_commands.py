@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli.broker_flags import broker_flags
-from toolkit.cli.options import Broker, CaFile, Insecure, PasswordFile, Username
+from toolkit.cli.options import Broker, CaFile, Home, Insecure, PasswordFile, RunName, Username, home_of
 from toolkit.errors import RunError, UsageError, require
 from toolkit.wire.topics import Topics, check_name
 
@@ -63,7 +63,7 @@ def start(  # noqa: PLR0913 - a command's options
     plan: Annotated[
         str | None, typer.Option(metavar="FILE", help="Keep the cuts of this plan.toml, from hsee plan.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to compute: auto, cpu or cuda.")] = None,
+    compute: Annotated[str | None, typer.Option(help="Where to compute: auto, cpu or cuda.")] = None,
     home: Annotated[str | None, typer.Option(help="Folder of the run folders.")] = None,
     username: Username = None,
     password_file: PasswordFile = None,
@@ -102,7 +102,7 @@ def start(  # noqa: PLR0913 - a command's options
         "run.seed": seed,
         "run.codec": codec,
         "run.plan": plan,
-        "run.compute": device,
+        "run.compute": compute,
     }
     config = load_config(flags, overrides=settings or [])
     wishes_of(config.run, ())  # a plan or a model's profile that can't be read is told before anybody joins
@@ -119,23 +119,22 @@ def start(  # noqa: PLR0913 - a command's options
 
 @run_app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: RunName,
     *,
     broker: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The MQTT broker, if it moved.")
     ] = None,
+    home: Home = None,
     json: Json = False,
 ) -> None:
     """Go on with a run after its last committed round. Devices come back by themselves.
 
-    Example: hsee run resume runs/run-20260101-120000
+    Example: hsee run resume run-20260101-120000
     """
+    from coordinator.runs import find_run
     from toolkit.config import load_config
 
-    if not (folder / "run.json").exists():
-        raise UsageError(
-            f"{folder} is no run folder: it holds no run.json.", hint="Runs stand in the folder 'runs'."
-        )
+    folder = find_run(run, home_of(home))
     config = load_config({"broker.address": broker}, cwd_file=folder / "config.toml")
     _run(config, folder, folder.resolve().name, json=json)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from toolkit.cli.options import Json
+from toolkit.cli.options import Home, Json, home_of
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import UsageError, did_you_mean, require
 
@@ -22,8 +22,9 @@ MIN_CLASSES = 2
 
 def export(  # noqa: PLR0913 - a command's options
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run folder, or one device's folder in it.")
-    ] = None,
+        str,
+        typer.Argument(metavar="RUN", help="A run's name, or a path of its folder or of one device's in it."),
+    ] = "",
     *,
     device: Annotated[
         str, typer.Option(help="Device whose segment is exported; default: every one here.")
@@ -68,6 +69,7 @@ def export(  # noqa: PLR0913 - a command's options
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="With --random: option of the model.")
     ] = None,
+    home: Home = None,
     json: Json = False,
 ) -> None:
     """Write the bundle of each device: its segment and exit as ONNX, checked against the trained model.
@@ -75,28 +77,28 @@ def export(  # noqa: PLR0913 - a command's options
     Run it where the segment is: on the board, or on a copy of the board's run folder. Where the coordinator kept the
     run, its layers' answers to the held-out samples go into the bundle, for hsee calibrate.
 
-    Example: hsee export runs/run-20260101-120000 --device hall-camera
+    Example: hsee export run-20260101-120000 --device hall-camera
     """
     require("torch", part="export", purpose="Export")
     require("onnx", part="export", purpose="Export")
     if random:
-        if run is not None:
+        if run:
             raise UsageError("--random exports no run: give the run, or --random with --model.")
         _export_random(output, model, input_shape, classes, option or [], exit_head=exit_head, json=json)
         return
-    if run is None:
-        raise UsageError(
-            "Which run?", hint="hsee export runs/RUN, or --random --model for a run that never was."
-        )
-    folders = _held(run, device)
+    if not run:
+        raise UsageError("Which run?", hint="hsee export RUN, or --random --model for a run that never was.")
+    from coordinator.runs import find_folder
     from toolkit.export.onnx import export_held
     from toolkit.export.pieces import ExportOptions
     from toolkit.nn.segment_record import read_record
     from toolkit.runtime.samples import read_samples
 
-    home = run if (run / "devices").is_dir() else run.parent.parent
-    target = output or home / "export"
-    server = _server_weights(home)
+    folder = find_folder(run, home_of(home))
+    folders = _held(folder, device)
+    whole = folder if (folder / "devices").is_dir() else folder.parent.parent
+    target = output or whole / "export"
+    server = _server_weights(whole)
     options = ExportOptions(replace=replace, int8=int8, target_drop=target_drop, archive=archive)
     reports = []
     for folder in folders:

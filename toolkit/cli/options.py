@@ -17,6 +17,7 @@ CaFile = Annotated[str | None, typer.Option(help="Authority that signed the brok
 Insecure = Annotated[
     bool | None, typer.Option("--insecure", help="Allow a broker off this machine without TLS and login.")
 ]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or a path of its folder.")]
 Home = Annotated[str | None, typer.Option(help="Folder of the run folders.")]
 
 

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from toolkit.cli.options import Json
+from toolkit.cli.options import Home, Json, RunName, home_of
 from toolkit.cli.output import confirm, emit_json
-from toolkit.errors import UsageError
 
 
 def rewind(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder; its coordinator is stopped.")],
+    run: RunName,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say where it would go back to.")] = False,
+    home: Home = None,
     json: Json = False,
 ) -> None:
     """Take a run back to the checkpoint before its newest; what came after is trained again when it is resumed.
 
-    The checkpoint that is left out stays in the folder, set aside. Devices keep what they learned.
+    Its coordinator is stopped before. The checkpoint that is left out stays in the folder, set aside. Devices keep what they learned.
 
-    Example: hsee run rewind runs/run-20260101-120000
+    Example: hsee run rewind run-20260101-120000
     """
     from coordinator.run_folder import RunFolder
+    from coordinator.runs import find_run
 
-    if not (folder / "run.json").exists():
-        raise UsageError(
-            f"{folder} is no run folder: it holds no run.json.", hint="Runs stand in the folder 'runs'."
-        )
+    folder = find_run(run, home_of(home))
     opened = RunFolder(folder, folder.resolve().name)
     try:
         before, newest = (generation.round for generation in opened.two_newest())

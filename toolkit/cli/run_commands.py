@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from toolkit.cli.options import Home, Json, home_of
+from toolkit.cli.options import Home, Json, RunName, home_of
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import CheckpointError, RunError, UsageError, did_you_mean
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 FORMATS = ("csv", "json", "tensorboard")
 COLUMNS = ("run", "round", "device", "name", "value")
 BYTES_PER_MB = 1e6
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or a path of its folder.")]
 
 
 class RunFacts(msgspec.Struct, kw_only=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toolkit.cli.options import Json
+from toolkit.cli.options import Home, Json, home_of
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import MissingPartError, UsageError
 
@@ -21,20 +21,25 @@ BYTES_PER_MB = 1e6
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a simulation's.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's name, or a path of its folder or a simulation's.")
+    ],
     *,
     pictures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where pictures go; default: RUN/pictures.")
     ] = None,
     picture_format: Annotated[str, typer.Option("--format", help="Of the pictures: svg or png.")] = "svg",
+    home: Home = None,
     json: Json = False,
 ) -> None:
     """Show where a run stands and what its devices came to; draw learning curves, routes, thresholds and the cut map.
 
-    Example: hsee run show runs/run-20260101-120000 --format png
+    Example: hsee run show run-20260101-120000 --format png
     """
+    from coordinator.runs import find_folder
     from toolkit.plots.told import read_runs
 
+    folder = find_folder(run, home_of(home))
     runs = read_runs(folder)
     devices = [row for run in runs for row in _last_rows(run)]
     drawn = draw_pictures(folder, pictures, picture_format)
@@ -48,8 +53,8 @@ def show(
             }
         )
         return
-    for run in runs:
-        typer.echo(f"{run.name}: {_rounds(run)} rounds, {len(run.cuts)} devices")
+    for told in runs:
+        typer.echo(f"{told.name}: {_rounds(told)} rounds, {len(told.cuts)} devices")
     if devices:
         columns = ["run", "device", "cut after", "exit", "server", "further exits", "MB up", "MB down"]
         table(columns, [_cells(row) for row in devices], title="last round, own held-out samples")

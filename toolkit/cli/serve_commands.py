@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
 
 from toolkit.cli.broker_flags import broker_flags
-from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile, Username
+from toolkit.cli.options import Broker, CaFile, Home, Insecure, Json, PasswordFile, RunName, Username, home_of
 from toolkit.errors import UsageError, require
 
 if TYPE_CHECKING:
@@ -22,25 +21,25 @@ COUNTED = ("n_answered", "n_passes", "n_declined", "n_expired", "n_dropped")
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: RunName,
     *,
     broker: Broker = None,
     username: Username = None,
     password_file: PasswordFile = None,
     ca_file: CaFile = None,
     insecure: Insecure = None,
+    home: Home = None,
     json: Json = False,
 ) -> None:
     """Answer what boards offload (hsee infer --broker) with the layers of a run that is over, until it is stopped.
 
     A coordinator that trains does the same beside its training.
 
-    Example: hsee coordinator serve runs/run-20260101-120000
+    Example: hsee coordinator serve run-20260101-120000
     """
-    if not (folder / "run.json").exists():
-        raise UsageError(
-            f"{folder} is no run folder: it holds no run.json.", hint="Runs stand in the folder 'runs'."
-        )
+    from coordinator.runs import find_run
+
+    folder = find_run(run, home_of(home))
     require("torch", part="coordinator", purpose="Serving a run")
     import torch
 

@@ -21,7 +21,7 @@ def choose_compute(wanted: str) -> torch.device:
     if wanted == "cuda" and not available:
         raise MachineError(
             "A GPU was asked for, but this installation of torch finds none.",
-            hint="Use --compute cpu (for a coordinator: --set run.compute=cpu), or install the CUDA build of torch and its driver.",
+            hint="Use --compute cpu, or install the CUDA build of torch and its driver.",
         )
     return torch.device("cuda" if wanted != "cpu" and available else "cpu")
 
