@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from device_agent.agent import Agent
+from device_agent.heartbeat import Heartbeat
 from device_agent.identity import HeldIdentity, device_id, new_boot_nonce
 from device_agent.local_data import LocalData, load_local_data
 from device_agent.sending import Conduct
@@ -207,25 +208,23 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
         at_end.callback(manager.stopping)
         at_end.enter_context(signals)
         at_end.enter_context(LogTo(tell))
+        at_end.enter_context(Heartbeat(reporter, agent))
         try:
             agent.start()
             manager.ready()
-            _loop(agent, topics, tell, signals, reporter, manager)
+            _loop(agent, topics, tell, signals, manager)
             return agent.result()
         except FencedError as exc:
             bench.write_fenced(exc.message)
             raise
         except HseeError as exc:  # said at the end by whoever catches it, and told before this process leaves
             reporter.line(str(exc), "error")
-            reporter.tick(agent)
             raise
         except TerminatedError:
             return "Stopped; what was trained is saved."
 
 
-def _loop(
-    agent: Agent, topics: Topics, say: Say, signals: StopSignals, reporter: Reporter, manager: ServiceManager
-) -> None:
+def _loop(agent: Agent, topics: Topics, say: Say, signals: StopSignals, manager: ServiceManager) -> None:
     """Run until the run is over.
 
     Raises: KeyboardInterrupt, TerminatedError: the process is to stop; no step is broken off.
@@ -234,7 +233,6 @@ def _loop(
     while not agent.over:
         signals.obey()
         agent.poll(POLL_S)
-        reporter.tick(agent)
         manager.alive()
         if agent.phase is DevicePhase.SEEKING and time.monotonic() >= remind_at:
             remind_at = time.monotonic() + REMIND_EVERY_S

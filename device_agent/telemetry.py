@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -93,7 +94,7 @@ class BoardReader:
 
 
 class Reporter:
-    """Tells of one device. Lines come from any thread; :meth:`tick` is called by the agent's loop.
+    """Tells of one device. Lines come from any thread; :meth:`tick` is called from one at a time (``Heartbeat``).
 
     Args:
         link: the agent's own.
@@ -129,6 +130,7 @@ class Reporter:
         self._began_at = clock()
         self._lines: deque[LogLine] = deque(maxlen=KEPT_LINES)
         self._n_lines = 0
+        self._counting = threading.Lock()
         self._n_sent = 0
         self._allowed = LINES_AT_ONCE
         self._allowed_at = self._began_at
@@ -141,8 +143,10 @@ class Reporter:
         text = text if len(text) <= MAX_LINE_CHARACTERS else text[: MAX_LINE_CHARACTERS - 3] + "..."
         if level == "error":
             self.last_error = text
-        self._n_lines += 1
-        self._lines.append(LogLine(at=max(0.0, round(self._wall_clock(), 3)), level=level, text=text))
+        taken = LogLine(at=max(0.0, round(self._wall_clock(), 3)), level=level, text=text)
+        with self._counting:
+            self._n_lines += 1
+            self._lines.append(taken)
 
     def tick(self, agent: Standing) -> None:
         """Tell what is due: lines as the rate allows, telemetry on change and now and then."""
@@ -184,10 +188,11 @@ class Reporter:
         self._allowed = min(LINES_AT_ONCE, self._allowed + (now - self._allowed_at) * LINES_PER_S)
         self._allowed_at = now
         while self._lines and self._allowed >= 1:
-            n = min(len(self._lines), MAX_LOG_LINES, int(self._allowed))
-            lines = [self._lines.popleft() for _ in range(n)]
-            self._allowed -= n
-            self._n_sent += n
-            n_dropped = max(0, self._n_lines - self._n_sent - len(self._lines))
+            with self._counting:
+                n = min(len(self._lines), MAX_LOG_LINES, int(self._allowed))
+                lines = [self._lines.popleft() for _ in range(n)]
+                self._allowed -= n
+                self._n_sent += n
+                n_dropped = max(0, self._n_lines - self._n_sent - len(self._lines))
             told = LogLines(boot_nonce=self._boot_nonce, lines=lines, n_dropped=n_dropped)
             self._link.publish(self._log_topic, encode_report(told))
