@@ -336,14 +336,23 @@ def report_error(error: HseeError, *, as_json: bool) -> int:
 
     Returns: the error's exit status.
     """
-    import json
-    import traceback
+    try:
+        _report(error, as_json=as_json)
+    except MemoryError:  # nothing can be loaded or built any more: what is there already must do
+        os.write(2, b"error: no memory is left, not even to say what for\n")
+    return error.exit_status
 
+
+def _report(error: HseeError, *, as_json: bool) -> None:
     from toolkit.journal import in_journal, is_journal
 
     if os.environ.get("HSEE_DEBUG") == "1":
+        import traceback
+
         traceback.print_exception(error)
     if as_json:
+        import json
+
         told = {"code": error.code, "message": error.message, "hint": error.hint}
         sys.stdout.write(json.dumps({"success": False, "error": told}) + "\n")
     else:
@@ -355,4 +364,3 @@ def report_error(error: HseeError, *, as_json: bool) -> int:
         if error.hint:
             text += f"\n{fix_word}   {error.hint}"
         sys.stderr.write((in_journal(text, "error") if is_journal(sys.stderr) else text) + "\n")
-    return error.exit_status

@@ -45,6 +45,9 @@ def calibrate(
 
     Example: hsee calibrate runs/run-20260101-120000/export/hall-camera --target-drop 1.0
     """
+    from toolkit.runtime.memory import prepare_start
+
+    prepare_start()
     from toolkit.bundle.archive import SUFFIX, write_archive
     from toolkit.bundle.folder import open_bundle
     from toolkit.export.calibrate import calibrate as calibrate_bundle

@@ -10,8 +10,15 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from toolkit.errors import HseeError, MachineError, MissingPartError, UsageError, report_error
+
+if TYPE_CHECKING:
+    import argparse
+
+    from toolkit.bundle.manifest import Manifest
+    from toolkit.cli.offloading import BrokerOffloading
 
 INTERRUPTED = 130
 PARTS = {
@@ -45,25 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except HseeError as exc:
         return report_error(exc, as_json="--json" in words)
-    except ModuleNotFoundError as exc:
-        part = PARTS.get((exc.name or "").partition(".")[0])
-        if part is None:
+    except (ImportError, MemoryError) as exc:
+        lacking = _what_lacks(exc)
+        if lacking is None:
             raise
-        missing = MissingPartError(
-            f"This command needs the package {exc.name!r}, which is not installed.",
-            hint=f"Install it with: pip install 'hsee[{part}]'",
-            module=exc.name,
-            part=part,
-        )
-        missing.__cause__ = exc
-        return report_error(missing, as_json="--json" in words)
-    except MemoryError as exc:
-        full = MachineError(
-            "This machine has too little free memory for that.",
-            hint="End other programs, or give it less to do.",
-        )
-        full.__cause__ = exc
-        return report_error(full, as_json="--json" in words)
+        lacking.__cause__ = exc
+        return report_error(lacking, as_json="--json" in words)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -73,17 +67,45 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+def _what_lacks(exc: ImportError | MemoryError) -> HseeError | None:
+    """Say which part or how much memory a command lacks; None where an import failed for another reason."""
+    if isinstance(exc, MemoryError):
+        return MachineError(
+            "This machine has too little free memory for that.",
+            hint="End other programs, or give it less to do.",
+        )
+    if not isinstance(exc, ModuleNotFoundError):
+        from toolkit.runtime.memory import error_of_import
+
+        return error_of_import(exc)
+    part = PARTS.get((exc.name or "").partition(".")[0])
+    if part is None:
+        return None
+    return MissingPartError(
+        f"This command needs the package {exc.name!r}, which is not installed.",
+        hint=f"Install it with: pip install 'hsee[{part}]'",
+        module=exc.name,
+        part=part,
+    )
+
+
 def _run(words: list[str]) -> int:
     if words[:2] == ["agent", "start"]:
         from device_agent.__main__ import main as agent_start
 
         return agent_start(words[2:])
     if words[:1] == ["infer"]:
-        from toolkit.cli.offloading import connect_offload
         from toolkit.runtime.__main__ import main as infer
 
-        return infer(words[1:], connect_offload)
+        return infer(words[1:], _connect_offload)
     return _run_typer(words)
+
+
+def _connect_offload(options: argparse.Namespace, manifest: Manifest) -> BrokerOffloading:
+    """Load what offloading takes only where somebody offloads."""
+    from toolkit.cli.offloading import connect_offload
+
+    return connect_offload(options, manifest)
 
 
 def _run_typer(words: list[str]) -> int:

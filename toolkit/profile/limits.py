@@ -9,9 +9,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.cgroups import PROC, lines_of, v1_groups, v2_group
 from toolkit.errors import UsageError
 from toolkit.profile.schema import BYTES_PER_MB, Limits, Mechanism
 
@@ -19,7 +19,6 @@ PERIOD_US = 10_000
 """Short, so that a step of a few milliseconds is slowed like a long one; the kernel's default is ten times as long."""
 MIN_QUOTA_US = 1_000
 GROUP_PREFIX = "hsee-"
-PROC = Path("/proc")
 
 
 def parse_limits(text: str) -> Limits:
@@ -163,43 +162,18 @@ def _quota(limits: Limits) -> tuple[int, int]:
 
 def _v1_parents(proc: Path) -> dict[str, Path]:
     """Where a group may be made, by controller: the group this process is in."""
-    mounts = {c: m for kind, m, options in _mounts(proc) if kind == "cgroup" for c in options}
-    found = {}
-    for line in _lines(proc / "self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            if controller in mounts:
-                found[controller] = mounts[controller] / path.lstrip("/")
-    return {c: p for c, p in found.items() if c in ("cpu", "memory")}
+    return {c: group for c, group in v1_groups(proc).items() if c in ("cpu", "memory")}
 
 
 def _v2_parents(proc: Path) -> list[Path]:
     """Where a group may be made that has CPU and memory limits: below this process's group, or beside it."""
-    mount = next((m for kind, m, _ in _mounts(proc) if kind == "cgroup2"), None)
-    path = next(
-        (p for line in _lines(proc / "self/cgroup") for n, _, p in [line.split(":", 2)] if n == "0"), None
-    )
-    if mount is None or path is None:
+    found = v2_group(proc)
+    if found is None:
         return []
-    own = mount / path.lstrip("/")
+    own, mount = found
     candidates = [own] if own == mount else [own, own.parent]
     return [
         p
         for p in candidates
-        if {"cpu", "memory"} <= set(" ".join(_lines(p / "cgroup.subtree_control")).split())
+        if {"cpu", "memory"} <= set(" ".join(lines_of(p / "cgroup.subtree_control")).split())
     ]
-
-
-def _mounts(proc: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    for line in _lines(proc / "self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
-        if kind.startswith("cgroup"):
-            yield kind, Path(before.split()[4]), options.split(",")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
