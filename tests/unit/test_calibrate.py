@@ -4,6 +4,7 @@ import sys
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from toolkit.bundle.folder import open_bundle, write_bundle
 from toolkit.cli.app import app
 from toolkit.errors import BundleError, DataError, PartialError
 from toolkit.export.calibrate import CURVE_FILE, calibrate
+from toolkit.export.curve_svg import curve_svg
 from toolkit.export.drop_bound import binomial_upper_bound, drop_upper_bound, samples_needed
 from toolkit.export.kept_samples import (
     CALIBRATION_FILE,
@@ -290,8 +292,25 @@ def test_the_drawing_is_plain_svg_that_runs_nothing(tmp_path):
     tags = {element.tag.partition("}")[2] for element in ET.fromstring(svg).iter()}  # noqa: S314 - ours
     assert {"polyline", "polygon", "circle", "text"} <= tags
     assert not {"script", "image", "foreignObject", "a"} & tags
-    assert "allowed: 2 points" in svg
+    assert "allowed: 2" in svg
     assert svg.count("http") == 1
+
+
+@pytest.mark.parametrize("target", [0.3, 1.0, 2.0, 60.0])
+def test_the_drawings_axis_has_round_numbers_and_holds_what_matters(tmp_path, target):
+    bundle, _, _ = one_exit_bundle(tmp_path / "b", reference=oracle)
+    record = msgspec.structs.replace(calibrate(bundle, None, target_drop=60.0).record, target_drop=target)
+    root = ET.fromstring(curve_svg(record))  # noqa: S314 - ours
+    labels = [
+        float(text.text)
+        for text in root.iter("{http://www.w3.org/2000/svg}text")
+        if text.get("text-anchor") == "end"
+    ]
+    steps = {round(b - a, 9) for a, b in pairwise(labels)}
+    assert len(steps) == 1
+    assert f"{steps.pop():e}"[0] in "125"
+    assert 4 <= len(labels) <= 10
+    assert labels[0] <= 0 < target <= labels[-1]
 
 
 # the command
