@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from toolkit.errors import RemoteProtocolError
 from toolkit.wire import frames
-from toolkit.wire.limits import MAX_OPEN_PAYLOADS, MAX_PAYLOAD_BYTES
+from toolkit.wire.limits import CHUNK_OVERHEAD_BYTES, MAX_OPEN_PAYLOADS, MAX_PAYLOAD_BYTES
 from toolkit.wire.messages import Chunk
 
 
@@ -39,7 +39,7 @@ class Assembler:
 
     def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
         self._max_payload_bytes = max_payload_bytes
-        self._open: OrderedDict[bytes, tuple[Chunk, dict[int, bytes]]] = OrderedDict()
+        self._open: OrderedDict[bytes, tuple[Chunk, dict[int, frames.Buffer]]] = OrderedDict()
         self.held_bytes = 0
         self.n_abandoned = 0
 
@@ -65,7 +65,7 @@ class Assembler:
         if (first.n_chunks, first.total_bytes) != (chunk.n_chunks, chunk.total_bytes):
             raise RemoteProtocolError("Two chunks of one payload announce different sizes.")
         if chunk.index not in pieces:
-            pieces[chunk.index] = bytes(body)
+            pieces[chunk.index] = _kept(body)
             self.held_bytes += len(body)
         if len(pieces) == chunk.n_chunks:
             del self._open[chunk.payload_id]
@@ -77,3 +77,11 @@ class Assembler:
             self.held_bytes -= sum(map(len, abandoned.values()))
             self.n_abandoned += 1
         return None
+
+
+def _kept(body: memoryview) -> frames.Buffer:
+    """The piece where it lies, if it is all but the whole of a message that nobody changes; else a copy of it."""
+    message = body.obj
+    if isinstance(message, bytes) and len(message) <= len(body) + CHUNK_OVERHEAD_BYTES:
+        return body
+    return bytes(body)
