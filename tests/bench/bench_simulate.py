@@ -3,7 +3,8 @@
     python tests/bench/bench_simulate.py [round] [memory] [aggregation] [overlap]     # default: all; about 3 minutes
 
 round        a simulated round over a bare loop that makes the same device and server steps and the same evaluation of
-             held-out samples, on batches in memory, and knows no messages, strategies, ledger or files: CPU seconds
+             held-out samples, on batches in memory, and knows no messages, strategies, ledger or files: CPU seconds;
+             once over steps of several milliseconds and three of them a round, once over those of a CIFAR-10 row
 memory       Averaging's peak memory at the coordinator's process, less that of ``import torch``, queues included: with 100
              devices over with 4, over a real broker, the devices in another process
 aggregation  Averaging: the mean over copies, and opening them from it, over the ten steps a copy that are aggregated;
@@ -119,20 +120,41 @@ def simulated_rounds(scenario: Scenario) -> NDArray[np.float64]:
     return np.diff(closed, axis=0)
 
 
-def bench_round() -> Row:
+def bench_rounds() -> list[Row]:
+    """Small steps, of which a round's files and messages are a part that shows, and those of a CIFAR-10 row."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures.npz"
+        rng = np.random.default_rng(0)
+        x, y = rng.integers(0, 256, (800, 3, 32, 32), np.uint8), np.arange(800) % 10
+        np.savez(pictures, x=x, y=y, classes=np.array([f"class{label}" for label in range(10)]))
+        small = Scenario(
+            run=Run(rounds=6, model_options={"width": 16}),
+            names=tuple(f"dev{number}" for number in range(12)),
+            data="digits",
+            cuts=("stem", "layer1", "layer2"),
+        )
+        large = Scenario(
+            run=Run(rounds=4, model="resnet18", model_options={"width": 16, "stem": "strided"}),
+            names=("dev1", "dev2", "dev3"),
+            data=f"npz:{pictures}",
+            held_out=0.1,
+            test_share=0.0,
+            cuts=("layer1", "layer2", "layer3"),
+        )
+        return [
+            bench_round(small, "a simulated round over a bare loop, 12 devices, digits, three steps each"),
+            bench_round(large, "a simulated round over a bare loop, 3 devices, ResNet-18, 32x32 pictures"),
+        ]
+
+
+def bench_round(scenario: Scenario, what: str) -> Row:
     """Simulated over bare, median round against median round; this thread's CPU seconds, where others do not count."""
-    scenario = Scenario(
-        run=Run(rounds=6, model_options={"width": 16}),
-        names=tuple(f"dev{number}" for number in range(12)),
-        data="digits",
-        cuts=("stem", "layer1", "layer2"),
-    )
     # Bare before and after: a machine that slows down meanwhile slows both.
     bare = bare_rounds(scenario)
     simulated = np.median(simulated_rounds(scenario), axis=0)
     bare = np.median(np.concatenate([bare, bare_rounds(scenario)]), axis=0)
     return {
-        "what": "a simulated round over a bare loop, 12 devices",
+        "what": what,
         "ratio": simulated[0] / bare[0],
         "goal": 1.10,
         "simulated_cpu_s": simulated[0],
@@ -313,7 +335,7 @@ def main() -> None:
     """Measure what is named, and print."""
     torch.set_num_threads(1)
     benches = {
-        "round": lambda: [bench_round()],
+        "round": bench_rounds,
         "memory": lambda: [bench_memory()],
         "aggregation": lambda: [bench_aggregation()],
         "overlap": bench_overlap,

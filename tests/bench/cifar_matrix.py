@@ -27,6 +27,11 @@ OF_TABLE = tuple(name for name in TRAINED if not name.startswith("SplitFed"))
 SYNC = ("run.client_sync=prefix",)
 EXTENDED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "Sequential, prefixes every 5 steps": ("prefixes", SYNC, TRAINED["Sequential"]),
+    "Sequential, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
+        "prefixes-rate4",
+        (*SYNC, "run.lr=0.2", "run.server_lr_factor=0.25"),
+        TRAINED["Sequential"],
+    ),
     "..., momentum averaged, the server teaches (1.0): the preset best": (
         "best",
         (*SYNC, "run.sync_momentum=average", "run.server_logits=1.0"),

@@ -1,6 +1,9 @@
 """Tensors on disk: what was saved comes back bit for bit, and what is damaged is refused."""
 
+import json
+
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -9,6 +12,7 @@ from toolkit.disk import write_atomically
 from toolkit.errors import CheckpointError, MachineError
 from toolkit.nn.sgd import Sgd
 from toolkit.nn.weights import (
+    content_of,
     load_tensors,
     load_training_state,
     save_tensors,
@@ -122,3 +126,28 @@ def test_what_can_not_be_written_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(MachineError):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_a_file_is_what_the_library_would_write_and_reads():
+    tensors = {
+        "b": torch.randn(3, 5),
+        "a": torch.randn(2, 2, 2).half(),
+        "n": torch.tensor(7),
+        "none": torch.empty(0, 4),
+        "turned": torch.randn(4, 3).t(),
+        "yes": torch.tensor([True, False, True]),
+        "z": torch.randn(7).bfloat16(),
+    }
+    content = content_of(tensors)
+    read = safetensors.torch.load(content)
+    assert read.keys() == tensors.keys()
+    assert all(read[name].dtype == t.dtype and torch.equal(read[name], t) for name, t in tensors.items())
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items() if name not in ("a", "z")}
+    n_header = int.from_bytes(content_of(plain)[:8], "little")
+    named = json.loads(content_of(plain)[8 : 8 + n_header])["__metadata__"]
+    assert content_of(plain) == safetensors.torch.save(plain, metadata=named)
+
+
+def test_a_tensor_of_a_type_that_no_file_can_hold_is_told():
+    with pytest.raises(CheckpointError, match=r"w is torch\.complex128, which no checkpoint can hold"):
+        content_of({"w": torch.zeros(2, dtype=torch.complex128)})

@@ -10,7 +10,6 @@ import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from torch import nn
 
 from toolkit.disk import write_atomically
@@ -20,6 +19,19 @@ from toolkit.nn.sgd import Sgd
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 """A header longer than any network of ours needs; checked before the library reads it."""
 _DIGEST = "sha256"
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What the format calls the types of tensors."""
 
 
 class _Header(msgspec.Struct):
@@ -49,9 +61,29 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def content_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Lay tensors out as a safetensors file that names the digest of what they hold."""
+    """Lay tensors out as a safetensors file that names the digest of what they hold.
+
+    Written here, in the bytes that the library would write: over many small tensors it takes four times as long.
+
+    Raises: CheckpointError: a tensor of a type that the format does not have.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save_bytes(plain, metadata={_DIGEST: _digest(plain)})
+    raw = {name: _bytes_of(tensor) for name, tensor in plain.items()}
+    header: dict[str, object] = {"__metadata__": {_DIGEST: _digest(plain, raw)}}
+    order = sorted(plain, key=lambda name: (-plain[name].element_size(), name))  # so that all stand aligned
+    at = 0
+    for name in order:
+        if plain[name].dtype not in _TYPES:
+            raise CheckpointError(f"{name} is {plain[name].dtype}, which no checkpoint can hold.")
+        header[name] = {
+            "dtype": _TYPES[plain[name].dtype],
+            "shape": list(plain[name].shape),
+            "data_offsets": [at, at + len(raw[name])],
+        }
+        at += len(raw[name])
+    head = msgspec.json.encode(header)
+    head += b" " * (-len(head) % 8)
+    return b"".join([len(head).to_bytes(8, "little"), head, *(raw[name] for name in order)])
 
 
 def tensors_of(content: bytes, *, where: Path) -> dict[str, torch.Tensor]:
@@ -70,17 +102,23 @@ def tensors_of(content: bytes, *, where: Path) -> dict[str, torch.Tensor]:
     except SafetensorError as exc:
         raise CheckpointError(f"{where} is damaged: {exc}.", path=str(where)) from exc
     named = msgspec.json.decode(content[8 : 8 + n_header], type=_Header).metadata
-    if _DIGEST in named and named[_DIGEST] != _digest(tensors):
+    raw = {name: _bytes_of(tensor) for name, tensor in tensors.items()}
+    if _DIGEST in named and named[_DIGEST] != _digest(tensors, raw):
         raise CheckpointError(f"{where} is damaged: it is not what its digest names.", path=str(where))
     return tensors
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(tensors: Mapping[str, torch.Tensor], raw: Mapping[str, memoryview]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(raw[name])
     return digest.hexdigest()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def training_state(module: nn.Module, optimizer: Sgd) -> dict[str, torch.Tensor]:
