@@ -1,7 +1,7 @@
 """A run as a folder that a person can read without the tool.
 
 config.toml       the settings it ran with         plan.toml        every device's cut and why
-metrics.csv       one row a round and device       run.json         status, term, times
+metrics.csv       one row a round and device       run.json         status, term, times (and run-copy.json)
 ledger.jsonl      what shaped the weights          checkpoints/     committed generations
 profiles/         as the devices sent them         env.json         versions and machine
 devices/<id>/     what agents on this machine hold
@@ -26,12 +26,14 @@ from coordinator.ledger import Ledger
 from coordinator.round_report import RoundReport
 from coordinator.run_record import (
     CHECKPOINTS,
+    COPY_FILE,
     METRICS,
     METRICS_FILE,
     RECORD_FILE,
     RunRecord,
     Status,
-    record_of,
+    encode_record,
+    newest_record,
     whole_rows,
 )
 from toolkit.disk import SYSTEM_DISK, Disk, make_folder_durably, write_atomically
@@ -52,11 +54,15 @@ class RunFolder:
 
     Raises: RunError: another coordinator holds it. CheckpointError: what it holds is damaged.
         MachineError: the disk refuses it; so do the methods that write.
+
+    Attributes:
+        damage: what was found damaged and could be done without, a sentence each.
     """
 
     def __init__(self, path: Path, run: str, *, disk: Disk = SYSTEM_DISK) -> None:
         self.path = path
         self.disk = disk
+        self.damage: list[str] = []
         taken = RunError(
             f"Another coordinator is at work in {path}.",
             hint="Stop it first, or start a run of another name.",
@@ -101,8 +107,11 @@ class RunFolder:
         self.save_record()
 
     def save_record(self) -> None:
-        """Write run.json."""
-        self._write(RECORD_FILE, msgspec.json.format(msgspec.json.encode(self.record), indent=1))
+        """Write run.json and its copy: one of them is whole at any moment."""
+        self.record.n_saved += 1
+        content = encode_record(self.record)
+        for name in (COPY_FILE, RECORD_FILE):
+            self._write(name, content)
 
     def open_checkpoint(self) -> tuple[Generation | None, Ledger]:
         """Find the newest generation that is whole, its part of the ledger too, and cut the ledger back to it.
@@ -126,6 +135,7 @@ class RunFolder:
                 continue
             for each in damaged:
                 self.checkpoints.pass_over(each)
+            self.damage.extend(f"{problem.message} The checkpoint before it is used." for problem in problems)
             return generation, ledger
         if problems:
             raise problems[0]
@@ -207,10 +217,12 @@ class RunFolder:
         return path
 
     def _read_record(self, run: str) -> RunRecord:
-        path = self.path / RECORD_FILE
-        if not self.disk.exists(path):
+        paths = [self.path / name for name in (RECORD_FILE, COPY_FILE)]
+        contents = {path: self.disk.read(path) for path in paths if self.disk.exists(path)}
+        if not contents:
             return RunRecord(run=run)
-        record = record_of(self.disk.read(path), where=path)
+        record, problems = newest_record(contents)
+        self.damage.extend(f"{problem} The other copy is used." for problem in problems)
         if record.run != run:
             raise RunError(f"{self.path} holds the run {record.run!r}, not {run!r}.")
         return record

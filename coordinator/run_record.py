@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from csv import DictReader
@@ -15,6 +16,8 @@ from toolkit.errors import CheckpointError
 Status = Literal["waiting", "training", "finished", "failed", "stopped"]
 
 RECORD_FILE = "run.json"
+COPY_FILE = "run-copy.json"
+"""The same again: what must never go back survives a bit that rots in one of them."""
 METRICS_FILE = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 _GENERATION = re.compile(r"(\d{6,})-round-(\d+)")
@@ -45,6 +48,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
         nonces: of the process that speaks for each device, in hexadecimal.
         superseded: those of the processes before it, oldest first.
         rewound_to: the closed round that an operator took the run back to; none where that was taken note of.
+        n_saved: counts the times that it was written.
+        sha256: of its JSON without white space, in which this field is empty.
     """
 
     schema: int = 1
@@ -59,26 +64,59 @@ class RunRecord(msgspec.Struct, kw_only=True):
     ended: str = ""
     rounds_closed: int = 0
     rewound_to: int | None = None
+    n_saved: int = 0
+    sha256: str = ""
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read run.json of a run folder.
+    """Read run.json of a run folder, or its copy.
 
-    Raises: CheckpointError: damaged. OSError: it is not there.
+    Raises: CheckpointError: both are damaged. OSError: neither is there.
     """
-    path = folder / RECORD_FILE
-    return record_of(path.read_bytes(), where=path)
+    paths = [path for path in (folder / RECORD_FILE, folder / COPY_FILE) if path.exists()]
+    record, _ = newest_record({path: path.read_bytes() for path in paths or [folder / RECORD_FILE]})
+    return record
 
 
-def record_of(content: bytes, *, where: Path) -> RunRecord:
-    """Read what run.json holds.
+def encode_record(record: RunRecord) -> bytes:
+    """Write a record as run.json holds it, with its digest."""
+    record.sha256 = _digest(record)
+    return msgspec.json.format(msgspec.json.encode(record), indent=1)
 
-    Raises: CheckpointError: damaged.
+
+def newest_record(contents: Mapping[Path, bytes]) -> tuple[RunRecord, list[str]]:
+    """Choose the newest whole record.
+
+    Args:
+        contents: of run.json and its copy, or of one of them.
+    Returns: the record, and what is wrong with each that is damaged.
+    Raises: CheckpointError: none is whole.
     """
+    whole: list[RunRecord] = []
+    problems: list[CheckpointError] = []
+    for path, content in contents.items():
+        try:
+            whole.append(_record_of(content, where=path))
+        except CheckpointError as exc:
+            problems.append(exc)
+    if not whole:
+        raise problems[0]
+    return max(whole, key=lambda record: record.n_saved), [problem.message for problem in problems]
+
+
+def _record_of(content: bytes, *, where: Path) -> RunRecord:
     try:
-        return msgspec.json.decode(content, type=RunRecord)
+        record = msgspec.json.decode(content, type=RunRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CheckpointError(f"{where} is damaged: {exc}.", path=str(where)) from exc
+    if record.sha256 != _digest(record):
+        raise CheckpointError(f"{where} is damaged: it does not have its digest.", path=str(where))
+    return record
+
+
+def _digest(record: RunRecord) -> str:
+    bare = msgspec.structs.replace(record, sha256="")
+    return hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
 
 
 def committed_round(folder: Path) -> int:

@@ -190,6 +190,8 @@ class Coordinator:
 
     def start(self) -> None:
         """Take up a committed run if there is one, and begin to connect."""
+        for text in self._folder.damage:
+            self._observe(Notice(text))
         if self._generation is None:
             self._folder.set_status("waiting")
         else:

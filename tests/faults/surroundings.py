@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coordinator.checkpoints import Checkpoints
+from coordinator.run_record import read_record
 from tests.e2e.processes import ROOT
 from tests.faults.registry import row
 from tests.faults.scene import Scene
@@ -46,10 +47,20 @@ def bit_rot(scene: Scene) -> str:
             except CheckpointError:
                 n_found += 1
         path.write_bytes(content)
+    for name in ("run.json", "run-copy.json"):
+        content = bytearray((scene.run / name).read_bytes())
+        content[len(content) // 2] ^= 8
+        before = read_record(scene.run)
+        (scene.run / name).write_bytes(content)
+        assert read_record(scene.run) == before
+        if name == "run.json":  # one at a time: the other copy is used, and told
+            content[len(content) // 2] ^= 8
+            (scene.run / name).write_bytes(content)
     content = bytearray((newest.path / "model.safetensors").read_bytes())
     content[-5] ^= 4
     (newest.path / "model.safetensors").write_bytes(content)
     again = scene.serve(port, devices=2, rounds=4)
+    again.wait_for("run-copy.json is damaged")
     again.wait_for("after round 2")
     scene.ended_well(again, scene.stubs(port, 2))
     return (

@@ -214,6 +214,7 @@ def _checkpoint(data: bytes) -> None:
 def _run_record(data: bytes) -> None:
     from coordinator.run_folder import RunFolder
 
+    (_scratch() / "run-copy.json").unlink(missing_ok=True)
     (_scratch() / "run.json").write_bytes(data)
     RunFolder(_scratch(), "run1").close()
 
@@ -277,9 +278,9 @@ def _ledger_seed() -> bytes:
 
 
 def _run_record_seed() -> bytes:
-    from coordinator.run_record import RunRecord
+    from coordinator.run_record import RunRecord, encode_record
 
-    return msgspec.json.encode(RunRecord(run="run1", term=2, incarnations={"ant": 1}))
+    return encode_record(RunRecord(run="run1", term=2, incarnations={"ant": 1}))
 
 
 def _segment_record_seed() -> bytes:

@@ -201,7 +201,8 @@ def test_a_run_goes_on_when_its_history_can_t_be_written(ran):
 
 
 def test_a_damaged_record_is_told(ran):
-    (ran.path / "run.json").write_text("{")
+    for name in ("run.json", "run-copy.json"):
+        (ran.path / name).write_text("{")
     with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
         ran.history.bring_up(ran.path)
 

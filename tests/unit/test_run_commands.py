@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from coordinator.history import Event, Metric
-from coordinator.run_record import METRICS, read_metrics
+from coordinator.run_record import METRICS, RunRecord, encode_record, read_metrics
 from coordinator.tensorboard import event_file, masked_crc
 from tests.unit.test_history import RUN, Ran
 from toolkit.cli.entry import main
@@ -32,9 +32,8 @@ def home(tmp_path, monkeypatch):
     made.close()
     second = tmp_path / "r2"
     second.mkdir()
-    (second / "run.json").write_text(
-        '{"run": "r2", "status": "training", "started": "2020-01-01T00:00:00+00:00"}'
-    )
+    started = RunRecord(run="r2", status="training", started="2020-01-01T00:00:00+00:00")
+    (second / "run.json").write_bytes(encode_record(started))
     (second / "config.toml").write_text(
         '[run]\nrounds = 9\nmodel = "mlp"\nstrategy = "averaging"\nlr = 0.1\n'
     )

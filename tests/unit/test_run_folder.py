@@ -8,7 +8,7 @@ import pytest
 from coordinator.ledger import TermRaised, read_ledger
 from coordinator.round_report import DeviceReport, RoundReport
 from coordinator.run_folder import RunFolder
-from coordinator.run_record import METRICS, further_exits, read_metrics
+from coordinator.run_record import METRICS, further_exits, read_metrics, read_record
 from tests.unit.test_checkpoints import state
 from toolkit.cli.entry import main
 from toolkit.errors import CheckpointError, MachineError, RunError
@@ -90,10 +90,53 @@ def test_another_runs_folder_is_not_taken(folder, path):
         RunFolder(path, "r2")
 
 
-def test_a_damaged_record_is_told(folder, path):
+def test_a_record_of_which_both_copies_are_damaged_is_told(folder, path):
+    folder.take_up()
     folder.close()
-    (path / "run.json").write_text("{")
+    for name in ("run.json", "run-copy.json"):
+        (path / name).write_text("{")
     with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+        RunFolder(path, "r1")
+
+
+@pytest.mark.parametrize("name", ["run.json", "run-copy.json"])
+def test_every_flipped_bit_of_a_record_is_found_or_changes_nothing(folder, path, name):
+    folder.take_up()
+    folder.issue_incarnation("ant", bytes(16))
+    folder.close()
+    content = (path / name).read_bytes()
+    n_found = 0
+    for at in range(0, len(content), 3):
+        flipped = content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
+        (path / name).write_bytes(flipped)
+        again = RunFolder(path, "r1")
+        again.close()
+        assert (again.record.term, again.record.incarnations) == (1, {"ant": 1})
+        assert again.record.nonces == {"ant": "00" * 16}
+        n_found += len(again.damage)
+        assert all(name in text and "The other copy is used." in text for text in again.damage)
+        assert read_record(path) == again.record
+    assert n_found > 0.25 * len(content)
+
+
+def test_the_newer_copy_counts_where_a_process_died_between_the_two(folder, path):
+    folder.take_up()
+    before = (path / "run.json").read_bytes()
+    assert folder.take_up() == 2
+    folder.close()
+    (path / "run.json").write_bytes(before)
+    again = RunFolder(path, "r1")
+    assert (again.record.term, again.damage) == (2, [])
+    again.close()
+
+
+def test_a_record_that_somebody_edited_by_hand_does_not_count(folder, path):
+    folder.take_up()
+    folder.close()
+    (path / "run-copy.json").unlink()
+    text = (path / "run.json").read_text()
+    (path / "run.json").write_text(text.replace('"term": 1', '"term": 7'))
+    with pytest.raises(CheckpointError, match="does not have its digest"):
         RunFolder(path, "r1")
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from coordinator.device_book import BOOK_FILE, Named, changed_book, read_book
+from coordinator.run_record import RunRecord, encode_record
 from coordinator.runs import find_folder, find_run, history_of, run_folders, settings_of, status_of
 from tests.unit.test_history import RUN, Ran
 from toolkit.cli.entry import main
@@ -26,7 +27,7 @@ def home(tmp_path):
 
 def other(home, name, started):
     (home / name).mkdir()
-    (home / name / "run.json").write_text(json.dumps({"run": name, "started": started}))
+    (home / name / "run.json").write_bytes(encode_record(RunRecord(run=name, started=started)))
 
 
 def test_a_run_is_found_by_name_by_path_and_by_default_the_newest(home, monkeypatch):
@@ -91,6 +92,7 @@ def test_what_is_not_committed_is_not_shown(home):
     ],
 )
 def test_a_damaged_folder_is_told(home, file, content, error):
+    (home / RUN / "run-copy.json").unlink()
     (home / RUN / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(error, match=file):
         status_of(home / RUN)

@@ -506,13 +506,16 @@ class World:
         return len(kept) > 1
 
     def _rot(self) -> None:
-        """A bit of the newest checkpoint flips, where there is an older one that is whole."""
+        """A bit flips: in the record, which has a copy, or in the newest checkpoint, where an older one is whole."""
         disk = self._disk("coordinator")
         kept = [name for name in disk.names(FOLDER / "checkpoints") if name[-1].isdigit()]
         if len(kept) > 1 and not self._rotten:
             self._rotten = True
             newest = FOLDER / "checkpoints" / kept[-1]
-            disk.flip(newest / self._rng.choice(disk.names(newest)), self._rng)
+            of_newest = [newest / name for name in disk.names(newest)]
+            disk.flip(
+                self._rng.choice([*of_newest, FOLDER / "run.json", FOLDER / "run-copy.json"]), self._rng
+            )
 
     def _heard(self, who: str, topic: str, payload: bytes) -> None:
         self._history.update(f"{self.now_s:.6f} {who} {topic} ".encode() + payload)
