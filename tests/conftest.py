@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -9,6 +10,9 @@ import pytest
 
 from tests.mosquitto import Mosquitto, find_mosquitto
 from toolkit.link.broker import EmbeddedBroker, generate_password, start_embedded_broker
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: as many computing threads as cores, not a multiple
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

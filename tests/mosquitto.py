@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from toolkit.link.base import BrokerAddress
 
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 5.0
+_DRAW = random.SystemRandom()
+"""Two test processes never draw alike."""
 
 
 def find_mosquitto() -> str | None:
@@ -21,10 +24,18 @@ def find_mosquitto() -> str | None:
 
 
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback port that was free a moment ago.
+
+    Below those that the system gives to clients: while a broker restarts, nobody's connection comes by its port.
+    """
+    while True:
+        port = _DRAW.randrange(10_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
 
 
 class Mosquitto:

@@ -17,7 +17,7 @@ from coordinator.events import Ended, Notice, RoundClosed, RunEvent
 from coordinator.planning import GivenCuts
 from coordinator.run_folder import RunFolder
 from coordinator.server import Coordinator
-from tests.faults.stubs import CUT, FLEET, MODEL, add_broker, address_of, ask_for_sessions, device_name
+from tests.faults.stubs import CUT, FLEET, MODEL, add_broker, address_of, be_another, device_name
 from toolkit.config import Run
 from toolkit.link.connect import make_link
 from toolkit.wire.words import BridgeWord, encode_word
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=300.0)
     parser.add_argument("--strategy", default="sequential")
     args = parser.parse_args()
-    ask_for_sessions(args)
+    be_another(args)
     torch.set_num_threads(1)
     settings = Run(
         model=MODEL,

@@ -25,6 +25,7 @@ from toolkit.errors import HseeError
 from toolkit.link import mqtt
 from toolkit.link.base import BrokerAddress, Disconnected, LinkEvent, parse_broker
 from toolkit.link.mqtt import MqttLink
+from toolkit.wire import limits
 from toolkit.wire.job import Job
 from toolkit.wire.limits import MAX_MESSAGE_BYTES
 from toolkit.wire.messages import DataSummary
@@ -34,6 +35,8 @@ from toolkit.wire.topics import Topics
 from toolkit.wire.words import DeviceWord, encode_word
 
 FLEET = Topics("home")
+_SPEAKERS = {"device_agent.agent", "coordinator.registry", "toolkit.wire.seats"}
+"""Modules that say which version this side speaks."""
 MODEL, CUT, WIDTH = "mlp", "hidden1", 128
 N_FEATURES = 6
 DATA = DataSummary(
@@ -57,6 +60,7 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker", default="", help="default: where the broker's folder says")
     parser.add_argument("--broker-folder", type=Path, help="of hsee broker init: TLS, an account a process")
     parser.add_argument("--accounts", type=Path, help="JSON, password by user name")
+    parser.add_argument("--speaks", type=int, default=limits.PROTOCOL_VERSION, help="the protocol's version")
     parser.add_argument(
         "--sessions", choices=("clean", "kept"), default="clean", help="what the broker is asked for"
     )
@@ -74,10 +78,12 @@ def address_of(args: argparse.Namespace, account: str) -> BrokerAddress:
     return parse_broker(args.broker, username=account if password else "", password=password)
 
 
-def ask_for_sessions(args: argparse.Namespace) -> None:
-    """Make this process's links ask for a session that is kept, which ours never do."""
+def be_another(args: argparse.Namespace) -> None:
+    """Make this process one of another version, or one whose links ask for sessions that are kept, which ours never do."""
     if args.sessions == "kept":
         mqtt._Client = KeptClient
+    for name in _SPEAKERS & sys.modules.keys():
+        vars(sys.modules[name])["PROTOCOL_VERSION"] = args.speaks
 
 
 class KeptClient(mqtt._Client):
@@ -193,7 +199,7 @@ def main() -> int:
     parser.add_argument("--max-backoff", type=float, default=30.0)
     parser.add_argument("--poison", type=float, default=0.0)
     args = parser.parse_args()
-    ask_for_sessions(args)
+    be_another(args)
     began_s = time.monotonic()
     numbers = range(args.first, args.first + args.count)
     pairs = [make_agent(args, number) for number in numbers]

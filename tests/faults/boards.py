@@ -1,0 +1,230 @@
+"""Rows about the machine and its software: small boards, other versions, days without an end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.e2e.processes import Running
+from tests.faults.registry import row
+from tests.faults.scene import Scene, SkippedRowError
+from tests.faults.sim.scenario import Scenario
+from tests.faults.sim.world import World
+from tests.tiny_bundles import manifest_of, scaling_segment, write_tiny_bundle
+from toolkit.bundle.folder import write_bundle
+from toolkit.profile.limits import PROC, _v1_parents, _v2_parents
+from toolkit.profile.schema import BYTES_PER_MB, read_profile
+
+ENTERS = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+"""Joins the group that its first argument names, and becomes the program of the others."""
+
+
+@contextmanager
+def memory_of(n_mb: int) -> Iterator[Path]:
+    """A group of processes that may take so much memory together, caches and all; yields what to write an id to.
+
+    Raises: SkippedRowError: this machine does not let us make one.
+    """
+    ways = [(parent, "memory.limit_in_bytes") for parent in [_v1_parents(PROC).get("memory")] if parent]
+    ways += [(parent, "memory.max") for parent in _v2_parents(PROC)]
+    for parent, limit in ways:
+        group = parent / f"row-{os.getpid()}-{n_mb}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(n_mb * BYTES_PER_MB))
+        except OSError:
+            continue
+        try:
+            yield group / "cgroup.procs"
+        finally:
+            group.rmdir()
+        return
+    raise SkippedRowError("this machine allows no memory cgroup")
+
+
+def peak_mb(running: Running, cap_s: float = 120.0) -> float:
+    """Wait for the end of a process; returns the most memory that it held at once."""
+    most, deadline_s = 0, time.monotonic() + cap_s
+    while running.process.poll() is None:
+        assert time.monotonic() < deadline_s, running.describe()
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        most = max(most, int(found[1]) if found else 0)
+        time.sleep(0.002)
+    assert running.process.returncode == 0, running.describe()
+    return most * 1024 / BYTES_PER_MB
+
+
+def heavy_onnx(n_mb: int) -> bytes:
+    """Logits are the input times two matrices of so many MB together."""
+    width = n_mb * BYTES_PER_MB // (2 * 3 * 4)
+    weights = [np.full((3, width), 1e-3, np.float32), np.full((width, 3), 1e-3, np.float32)]
+    nodes = [
+        helper.make_node("Identity", ["image"], ["activations"]),
+        helper.make_node("MatMul", ["image", "w0"], ["wide"]),
+        helper.make_node("MatMul", ["wide", "w1"], ["logits"]),
+    ]
+    ports = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3])
+        for name in ("image", "activations", "logits")
+    }
+    graph = helper.make_graph(
+        nodes,
+        "heavy",
+        [ports["image"]],
+        [ports["activations"], ports["logits"]],
+        [numpy_helper.from_array(w, f"w{number}") for number, w in enumerate(weights)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return model.SerializeToString()
+
+
+BASE_MB, TIMES_BUNDLE = 60, 3.0
+"""docs/boards.md: what inference takes, beside what is taken for each byte of a bundle's ONNX files."""
+
+
+@row(
+    "R15",
+    "small boards: training in 512 MB, inference in 256 MB, within 10 % of what is documented",
+    quick=False,
+)
+def small_boards(scene: Scene) -> str:
+    told = []
+    port = scene.broker().address.port
+    with memory_of(512) as entrance:
+        model = ("--model", "resnet_small", "--input", "1x8x8", "--classes", 10, "--quick")
+        hsee = ("-c", ENTERS, entrance, "-m", "toolkit.cli.entry")
+        measured = scene.hsee.python(*hsee, "profile", *model, "-o", "board.toml")
+        scene.ended_well(measured, cap_s=300.0)
+        profile = read_profile(scene.folder / "board.toml")
+        agent = scene.hsee.python(
+            *(*hsee, "agent", "start", "--broker", f"127.0.0.1:{port}", "--id", "ant", "--data", "digits"),
+            *("--home", "ant", "--part", "1/6", "--profile", "board.toml"),
+        )
+        coordinator = scene.coordinator(port, "--devices", 1, "--rounds", 5)
+        most_mb = peak_mb(agent)
+        scene.ended_well(coordinator)
+        (plan,) = [event for event in coordinator.events if event["event"] == "plan"]
+        (expected_mb,) = [cut.peak_memory_mb for cut in profile.cuts if cut.cut == plan["cuts"]["ant"]]
+        told.append(within(most_mb, expected_mb, "training"))
+    rows = scene.folder / "rows.csv"
+    rows.write_text("0.5,1.5,-0.5\n" * 200)
+    write_tiny_bundle(scene.folder / "small")
+    write_bundle(scene.folder / "large", manifest_of(scaling_segment(1)), {"segment1.onnx": heavy_onnx(48)})
+    with memory_of(256) as entrance:
+        for name, n_mb in (("small", 0), ("large", 48)):
+            infer = scene.hsee.python(
+                "-c", ENTERS, entrance, "-m", "toolkit.cli.entry", "infer", scene.folder / name, rows
+            )
+            told.append(within(peak_mb(infer), BASE_MB + TIMES_BUNDLE * n_mb, f"inference with {n_mb} MB"))
+    return "; ".join(told)
+
+
+def within(most_mb: float, expected_mb: float, what: str) -> str:
+    """Hold a peak to its formula."""
+    text = f"{what}: {most_mb:.0f} MB, {most_mb / expected_mb - 1.0:+.1%} of {expected_mb:.0f}"
+    assert abs(most_mb / expected_mb - 1.0) <= 0.1, text
+    return text
+
+
+@row("R19", "versions N-1, N, N+1: a run, or a refusal that names both")
+def versions(scene: Scene) -> str:
+    """Versions 1 to 3, so that there is one before and one after; on a wire that all of them share (PROTOCOL.md 13)."""
+    spoken = (1, 2, 3)
+    port = scene.broker().address.port
+    n_refused = 0
+    for ours in spoken:
+        part = scene.part(f"version{ours}")
+        coordinator = part.serve(port, devices=1, rounds=2, speaks=ours)
+        stubs = {
+            theirs: part.stubs(port, 1, first=0 if theirs == ours else theirs, speaks=theirs)
+            for theirs in spoken
+        }
+        part.ended_well(coordinator, *stubs.values())
+        for theirs, one in stubs.items():
+            errors = part.stubs_report(one, "ended")["errors"]
+            if theirs == ours:
+                assert errors == []
+                continue
+            n_refused += 1
+            (error,) = errors
+            assert error.startswith("RefusedError"), error
+            assert f"speaks protocol {ours}; the device speaks [{theirs}]" in error, error
+        part.judge()
+    return f"{len(spoken)} pairs that fit ran, {n_refused} were refused in words; golden bytes: H2"
+
+
+DAYS = 3
+ROUND_S = 60.0
+GROWTH_MB = 16.0
+
+
+@row("R21", "days at a thousand times their pace: memory, files and queues do not grow", quick=False)
+def days(scene: Scene) -> str:
+    n_rounds = int(DAYS * 86400 / ROUND_S)
+    port = scene.broker().address.port
+    stubs = scene.stubs(port, 4)
+    coordinator = scene.serve(port, devices=4, rounds=100_000, round_steps=1)
+    began_s = time.monotonic()
+    seen = []
+    for at in (n_rounds // 10, n_rounds):
+        scene.wait_for_rounds(coordinator, at, cap_s=1200.0)
+        seen.append([holds(one) for one in (coordinator, stubs)] + [files_of(scene.run)])
+    took_s = time.monotonic() - began_s
+    for one in (coordinator, stubs):
+        one.signal(signal.SIGTERM)
+        scene.ended_well(one)
+    (server, devices, files), (server_then, devices_then, files_then) = seen
+    for name, before, after in (("coordinator", server, server_then), ("devices", devices, devices_then)):
+        assert after["mb"] - before["mb"] < GROWTH_MB, f"{name}: {before} then {after}"
+        assert after["files"] <= before["files"] + 2, f"{name}: {before} then {after}"
+        assert after["threads"] == before["threads"], f"{name}: {before} then {after}"
+    assert files_then == files, f"{files} then {files_then}"
+    held = [queues_after(n) for n in (n_rounds // 10, n_rounds)]
+    assert held[0] == held[1]
+    return (
+        f"{n_rounds} rounds in {took_s:.0f} s, {DAYS} days at a round a minute ({DAYS * 86400 / took_s:.0f} x):"
+        f" coordinator {server['mb']:.0f} MB then {server_then['mb']:.0f}, four devices {devices['mb']:.0f} then"
+        f" {devices_then['mb']:.0f}, {len(files)} files, {sum(held[0].values())} items in queues"
+    )
+
+
+def holds(running: Running) -> dict[str, float]:
+    """What a process holds of its machine."""
+    process = psutil.Process(running.process.pid)
+    return {
+        "mb": process.memory_info().rss / BYTES_PER_MB,
+        "files": process.num_fds(),
+        "threads": process.num_threads(),
+    }
+
+
+def files_of(run: Path) -> list[str]:
+    """What there is in a run folder, with numbers left out."""
+    return sorted({re.sub(r"\d+", "N", str(path.relative_to(run))) for path in run.rglob("*")})
+
+
+def queues_after(rounds: int) -> dict[str, int]:
+    """Lengths of all that the simulator's processes hold after so many rounds of a minute."""
+    world = World(
+        Scenario(
+            seed=7,
+            lists={"ant": (2, 1), "bee": (1, 0)},
+            step_s={"ant": ROUND_S / 2, "bee": ROUND_S},
+            rounds=rounds,
+            checkpoint_every_s=60.0,
+            horizon_s=2 * ROUND_S * rounds,
+        )
+    )
+    history = world.run()
+    assert not history.problems, history.problems
+    return world.held
