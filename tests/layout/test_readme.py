@@ -17,7 +17,7 @@ def test_the_first_two_blocks_install_and_test():
     assert ".venv/bin/pip install -e '.[all]'" in first
     assert first.rstrip().endswith(".venv/bin/hsee demo")
     assert ".venv/bin/pip install -e '.[all,dev]'" in second
-    assert second.rstrip().endswith(".venv/bin/python -m pytest")
+    assert second.rstrip().endswith(".venv/bin/python -m pytest -n 2 --dist loadfile")
 
 
 def test_ci_runs_the_readme_s_own_commands():
