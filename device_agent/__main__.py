@@ -24,7 +24,7 @@ from device_agent.workbench import Workbench
 from toolkit.arguments import ArgumentParser
 from toolkit.config import Settings, load_config
 from toolkit.errors import FencedError, HseeError, report_error, require
-from toolkit.journal import Level, LogTo, write_line
+from toolkit.journal import Level, LogTo, log_all, write_line
 from toolkit.link.connect import broker_of, make_link
 from toolkit.profile.schema import profile_text, read_profile
 from toolkit.wire.messages import MeasureRequest
@@ -111,7 +111,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting: run.lr=0.01"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only errors")
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-q", "--quiet", action="store_true", help="print only errors and the result")
+    volume.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="write what the parts log, connections first, to standard error",
+    )
     return parser
 
 
@@ -140,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             {key: value for key, value in args.items() if "." in key}, overrides=args["set"]
         )
         profile = profile_text(read_profile(args["profile"])) if args["profile"] else ""
-        said = _serve(settings, profile, say)
+        with log_all(on=args["verbose"]):
+            said = _serve(settings, profile, say)
     except HseeError as exc:
         return report_error(exc, as_json=as_json)
     except KeyboardInterrupt:
@@ -149,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     if as_json:
         sys.stdout.write(msgspec.json.encode({"success": True, "detail": said}).decode() + "\n")
     else:
-        say(said)
+        write_line(said)
     return 0
 
 

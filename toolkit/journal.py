@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, TextIO
 
 Level = Literal["error", "warning", "info", "debug"]
@@ -33,6 +34,24 @@ def write_line(text: str, level: Level = "info") -> None:
     """Write a line to stdout at once."""
     sys.stdout.write((in_journal(text, level) if is_journal(sys.stdout) else text) + "\n")
     sys.stdout.flush()
+
+
+@contextmanager
+def log_all(*, on: bool = True) -> Iterator[None]:
+    """Within the block write all that the modules below ``toolkit`` log to stderr: connections, subscriptions, pauses."""
+    if not on:
+        yield
+        return
+    log = logging.getLogger("toolkit")
+    handler, before = logging.StreamHandler(sys.stderr), log.level
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)
 
 
 class LogTo(logging.Handler):

@@ -14,7 +14,8 @@ import msgspec
 import typer
 
 from toolkit.cli.options import Json
-from toolkit.cli.output import confirm, emit_json, hush_link, table
+from toolkit.cli.output import confirm, emit_json, table
+from toolkit.cli.talking import hush_link
 from toolkit.errors import MachineError, UsageError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import typer
 from toolkit.cli.broker_flags import broker_flags
 from toolkit.cli.finding_display import report_findings
 from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile
-from toolkit.cli.output import confirm, emit_json, hush_link, table
+from toolkit.cli.output import confirm, emit_json, table
+from toolkit.cli.talking import hush_link
 from toolkit.errors import BrokerError, UsageError
 
 if TYPE_CHECKING:

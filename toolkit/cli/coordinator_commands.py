@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -12,8 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from toolkit.cli.broker_flags import broker_flags
-from toolkit.cli.options import Broker, CaFile, Home, Insecure, PasswordFile, RunName, Username, home_of
+from toolkit.cli.options import (
+    Broker,
+    CaFile,
+    Home,
+    Insecure,
+    PasswordFile,
+    Quiet,
+    RunName,
+    Username,
+    Verbose,
+    home_of,
+)
 from toolkit.errors import RunError, UsageError, require
+from toolkit.journal import log_all
 from toolkit.wire.topics import Topics, check_name
 
 if TYPE_CHECKING:
@@ -72,6 +85,8 @@ def start(  # noqa: PLR0913 - a command's options
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: run.lr=0.01.")
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """Gather devices, choose their cuts, train the rest of the network on what they send.
@@ -81,6 +96,7 @@ def start(  # noqa: PLR0913 - a command's options
     Example: hsee coordinator start --run first --devices 3 --rounds 20
     """
     from coordinator.wishes import wishes_of
+    from toolkit.cli.run_display import make_display
     from toolkit.config import load_config
 
     flags = {
@@ -114,7 +130,8 @@ def start(  # noqa: PLR0913 - a command's options
             f"There is a run in {folder} already.",
             hint=f"Go on with it: hsee run resume {folder}  Or choose another --run.",
         )
-    _run(config, folder, name, json=json)
+    with log_all(on=verbose):
+        _run(config, folder, name, make_display(as_json=json, quiet=quiet, strategy=config.run.strategy))
 
 
 @run_app.command()
@@ -125,6 +142,8 @@ def resume(
         str | None, typer.Option(metavar="HOST:PORT", help="The MQTT broker, if it moved.")
     ] = None,
     home: Home = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """Go on with a run after its last committed round. Devices come back by themselves.
@@ -132,11 +151,14 @@ def resume(
     Example: hsee run resume run-20260101-120000
     """
     from coordinator.runs import find_run
+    from toolkit.cli.run_display import make_display
     from toolkit.config import load_config
 
     folder = find_run(run, home_of(home))
     config = load_config({"broker.address": broker}, cwd_file=folder / "config.toml")
-    _run(config, folder, folder.resolve().name, json=json)
+    with log_all(on=verbose):
+        display = make_display(as_json=json, quiet=quiet, strategy=config.run.strategy)
+        _run(config, folder, folder.resolve().name, display)
 
 
 def _check_account(account: str, run: str) -> None:
@@ -149,11 +171,10 @@ def _check_account(account: str, run: str) -> None:
         )
 
 
-def _run(settings: Settings, path: Path, run: str, *, json: bool) -> None:
+def _run(settings: Settings, path: Path, run: str, opening: AbstractContextManager[RunDisplay]) -> None:
     require("torch", part="coordinator", purpose="Training at the coordinator")
     from coordinator.run_folder import RunFolder
     from coordinator.strategy.catalogue import make_strategy
-    from toolkit.cli.run_display import make_display
     from toolkit.link.connect import broker_of
     from toolkit.nn.zoo import check_model
 
@@ -166,7 +187,7 @@ def _run(settings: Settings, path: Path, run: str, *, json: bool) -> None:
     address.require_secure()
     folder = RunFolder(path, run)
     try:
-        with make_display(as_json=json, strategy=settings.run.strategy) as display:
+        with opening as display:
             _serve(settings, address, folder, display)
     finally:
         folder.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +10,10 @@ import msgspec
 import typer
 
 from toolkit.cli.broker_flags import broker_flags
-from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile, Username
+from toolkit.cli.options import Broker, CaFile, Insecure, Json, PasswordFile, Quiet, Username, Verbose
+from toolkit.cli.talking import talking
 from toolkit.errors import PartialError, UsageError
+from toolkit.journal import write_line
 from toolkit.wire.topics import Topics, check_name
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def send(
     password_file: PasswordFile = None,
     ca_file: CaFile = None,
     insecure: Insecure = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """Send a bundle to boards that run hsee bundle receive, and wait until each says what became of it.
@@ -58,24 +61,24 @@ def send(
         )
     )
     open_bundle(archive)  # what is damaged here need not travel
-    say = _say(json=json)
     address = broker_of(settings)
-    delivery = BundleDelivery(
-        archive,
-        [check_name(device, what="The device id") for device in to],
-        topics=_topics(settings),
-        clock=time.monotonic,
-        say=say,
-    )
     link = make_link(address, client_id=address.username or f"hsee-send-{time.time_ns():x}")
-    server = Server(link, [delivery], clock=time.monotonic, say=say)
-    until = time.monotonic() + wait
-    try:
-        server.start()
-        while delivery.waiting and time.monotonic() < until:
-            server.poll(POLL_S)
-    finally:
-        server.close()
+    with talking(json=json, quiet=quiet, verbose=verbose) as say:
+        delivery = BundleDelivery(
+            archive,
+            [check_name(device, what="The device id") for device in to],
+            topics=_topics(settings),
+            clock=time.monotonic,
+            say=say,
+        )
+        server = Server(link, [delivery], clock=time.monotonic, say=say)
+        until = time.monotonic() + wait
+        try:
+            server.start()
+            while delivery.waiting and time.monotonic() < until:
+                server.poll(POLL_S)
+        finally:
+            server.close()
     failed = [device for device, receipt in delivery.receipts.items() if receipt.outcome == "refused"]
     if failed or delivery.waiting:
         refused = f"refused by {', '.join(failed)}" if failed else ""
@@ -86,9 +89,12 @@ def send(
             refused=failed,
             silent=delivery.waiting,
         )
+    if json:
+        receipts = {device: receipt.outcome for device, receipt in delivery.receipts.items()}
+        write_line(msgspec.json.encode({"success": True, "receipts": receipts}).decode())
 
 
-def receive(
+def receive(  # noqa: PLR0913 - a command's options
     *,
     into: Annotated[Path, typer.Option(metavar="DIR", help="The board's place; hsee infer DIR runs it.")],
     device: Annotated[
@@ -104,6 +110,8 @@ def receive(
     password_file: PasswordFile = None,
     ca_file: CaFile = None,
     insecure: Insecure = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """Wait for bundles on this board: fetch, check, test and install each; inference goes on meanwhile.
@@ -139,29 +147,26 @@ def receive(
     def bring(archive: Path) -> Installed:
         return install(archive, into, device=own, key=key)
 
-    receiver = Receiver(
-        make_link(address, client_id=address.username or f"{own}.infer-{new_boot_nonce().hex()[:12]}"),
-        topics=_topics(settings),
-        device=own,
-        folder=into,
-        install=bring,
-        clock=time.monotonic,
-        say=_say(json=json),
-    )
-    try:
-        receiver.start()
-        while not (once and receiver.n_done):
-            receiver.poll(POLL_S)
-    finally:
-        receiver.close()
+    link = make_link(address, client_id=address.username or f"{own}.infer-{new_boot_nonce().hex()[:12]}")
+    with talking(json=json, quiet=quiet, verbose=verbose) as say:
+        receiver = Receiver(
+            link,
+            topics=_topics(settings),
+            device=own,
+            folder=into,
+            install=bring,
+            clock=time.monotonic,
+            say=say,
+        )
+        try:
+            receiver.start()
+            while not (once and receiver.n_done):
+                receiver.poll(POLL_S)
+        finally:
+            receiver.close()
+    if json:
+        write_line(msgspec.json.encode({"success": True, "installed": receiver.n_done}).decode())
 
 
 def _topics(settings: Settings) -> Topics:
     return Topics(check_name(settings.fleet.name, what="The fleet's name"))
-
-
-def _say(*, json: bool) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        typer.echo(msgspec.json.encode({"event": "notice", "text": text}).decode() if json else text)
-
-    return say

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from toolkit.cli.options import Json
+from toolkit.cli.options import Json, Quiet
 from toolkit.cli.output import emit_json, table
 from toolkit.errors import RunError, require, writing
 
@@ -76,6 +76,7 @@ def demo(
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="All randomness comes from it.")] = 0,
     home: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Show the whole loop here: three boards of unequal strength learn together, then answer without a server.
@@ -92,12 +93,12 @@ def demo(
     folder = home / run
     with writing(folder):
         folder.mkdir(parents=True)
-    tell = Teller(quiet=json)
+    tell = Teller(quiet=json or quiet)
     try:
         with Children() as children:
             scene = Scene(children, folder, run, tell)
             scene.measure()
-            scene.train(strategy=strategy, rounds=rounds, broker=broker, seed=seed, as_json=json)
+            scene.train(strategy=strategy, rounds=rounds, broker=broker, seed=seed, as_json=json or quiet)
             results = scene.answer_offline()
     except KeyboardInterrupt:
         tell.say(f"\nInterrupted; every process is stopped. What was trained is in {folder}")

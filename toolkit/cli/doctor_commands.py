@@ -12,7 +12,7 @@ import typer
 
 from toolkit.cli.finding_display import report_findings
 from toolkit.cli.options import Broker, Json
-from toolkit.cli.output import hush_link
+from toolkit.cli.talking import hush_link
 from toolkit.errors import BrokerError, HseeError, MachineError, UsageError
 from toolkit.findings import Finding, has_failed
 

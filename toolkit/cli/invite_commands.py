@@ -12,8 +12,9 @@ import msgspec
 import typer
 
 from toolkit.cli.broker_commands import DEFAULT_FOLDER, DEFAULT_OPERATOR, Folder, MovedBroker, Operator
-from toolkit.cli.options import Json
-from toolkit.cli.output import hush_link, is_terminal
+from toolkit.cli.options import Json, Quiet
+from toolkit.cli.output import is_terminal
+from toolkit.cli.talking import hush_link
 from toolkit.disk import PRIVATE, PRIVATE_FOLDER, write_atomically
 from toolkit.errors import PartialError, UsageError, writing
 
@@ -43,6 +44,7 @@ def invite(
             help="Print the secrets even where nobody watches a terminal; they stand in files all the while.",
         ),
     ] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Let boards in: print a line to paste on each, and answer it while this runs.
@@ -74,7 +76,7 @@ def invite(
     fetch_authority(entry, authority)  # as boards will: the broker must show it
     secrets_folder = opened.path / "invites"
     joined = []
-    say = _Speaker(as_json=json)
+    say = _Speaker(as_json=json, quiet=quiet)
     with open_window(
         address,
         opened.topics,
@@ -121,8 +123,9 @@ def _write_secrets(folder: Path, tokens: Sequence[Token]) -> dict[str, Path]:
 class _Speaker:
     """Tells what happens, in words or as an object a line."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._as_json = as_json
+        self._quiet = quiet
 
     def opened(
         self,
@@ -152,10 +155,12 @@ class _Speaker:
                 continue
             secret = token.shown_secret if shows_secret else f"in {files[token.device]}"
             self._line(f"Paste on {token.device}:\n\n  {line}\n\nIt asks for the secret:  {secret}\n")
-        if not self._as_json:
+        if not self._as_json and not self._quiet:
             self._line(f"Waiting {minutes:g} min for {len(tokens)}; Ctrl-C takes the tokens back.")
 
     def happened(self, event: WindowEvent) -> None:
+        if self._quiet:
+            return
         if self._as_json:
             self._object({"event": event.outcome, "device": event.device, "detail": event.detail})
         else:

@@ -7,6 +7,20 @@ from typing import Annotated
 
 import typer
 
+from toolkit.errors import UsageError
+
+
+def _not_both(context: typer.Context, wanted: bool) -> bool:  # noqa: FBT001 - typer calls it with the option's value
+    """Refuse less and more at once.
+
+    Raises: UsageError: both.
+    """
+    # The option that comes second sees the first.
+    if wanted and (context.params.get("quiet") or context.params.get("verbose")):
+        raise UsageError("-q and -v ask for less and for more.", hint="Give one of them.")
+    return wanted
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Broker = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="The MQTT broker, or mqtts://HOST:PORT.")
@@ -18,6 +32,18 @@ Insecure = Annotated[
     bool | None, typer.Option("--insecure", help="Allow a broker off this machine without TLS and login.")
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or a path of its folder.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only errors and the result.", callback=_not_both)
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Write what the parts log, connections first, to standard error.",
+        callback=_not_both,
+    ),
+]
 Home = Annotated[str | None, typer.Option(help="Folder of the run folders.")]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -87,8 +86,3 @@ def _print_rich(columns: Sequence[str], texts: list[list[str]], right: list[bool
 def _is_number(text: str) -> bool:
     bare = text.strip("%-+ ").replace(".", "", 1).replace(",", "")
     return not bare or bare.isdecimal()
-
-
-def hush_link() -> None:
-    """Log no warning of the link for the rest of this command, which expects refusals and tells them itself."""
-    logging.getLogger("toolkit.link").setLevel(logging.ERROR)

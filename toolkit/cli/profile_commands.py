@@ -13,7 +13,7 @@ import typer
 
 from toolkit.cli.broker_flags import broker_flags
 from toolkit.cli.model_spec import model_spec, pair
-from toolkit.cli.options import CaFile, Insecure, Json, PasswordFile
+from toolkit.cli.options import CaFile, Insecure, Json, PasswordFile, Quiet
 from toolkit.cli.output import emit_json
 from toolkit.cli.profile_display import measuring_display, print_plan, print_profile
 from toolkit.errors import MachineError, UsageError, did_you_mean
@@ -72,6 +72,7 @@ def profile(  # noqa: PLR0913 - a command's options
     codec: Annotated[str, typer.Option(help="Codec of what is sent to the broker.")] = "float32",
     name: Annotated[str, typer.Option(help="Name of the profile.")] = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: NAME.toml.")] = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Measure what training takes on this board at every possible cut: time, memory, FLOP; and the way to the broker.
@@ -109,7 +110,7 @@ def profile(  # noqa: PLR0913 - a command's options
     files = find_onnx(onnx or [])
     if way is not None:
         way.check()
-    with measuring_display(quiet=json) as tell:
+    with measuring_display(quiet=json or quiet) as tell:
         try:
             made = measure(
                 spec,

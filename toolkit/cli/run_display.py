@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from coordinator.event_lines import BYTES_PER_MB, lines_of, percent
-from coordinator.events import PlanMade, RoundClosed, RunEvent
+from coordinator.events import Ended, PlanMade, RoundClosed, RunEvent
 from coordinator.round_report import DeviceReport
 from toolkit.cli.output import console, is_terminal
 from toolkit.journal import write_line
@@ -31,15 +31,36 @@ class RunDisplay(Protocol):
 
 
 @contextmanager
-def make_display(*, as_json: bool, strategy: str) -> Iterator[RunDisplay]:
-    """Make the display that fits: JSON lines, a live table, or plain lines."""
-    if as_json:
+def make_display(*, as_json: bool, strategy: str, quiet: bool = False) -> Iterator[RunDisplay]:
+    """Make the display that fits: nothing but the end, JSON lines, a live table, or plain lines."""
+    if quiet:
+        yield QuietDisplay(JsonDisplay() if as_json else PlainDisplay())
+    elif as_json:
         yield JsonDisplay()
     elif is_terminal():
         with LiveDisplay.opened(strategy) as display:
             yield display
     else:
         yield PlainDisplay()
+
+
+class QuietDisplay:
+    """How a run ended, and no more.
+
+    Args:
+        display: shows it.
+    """
+
+    def __init__(self, display: RunDisplay) -> None:
+        self._display = display
+
+    def begin(self, *, run: str, folder: Path, broker: str, fleet: str) -> None:
+        """See :class:`RunDisplay`."""
+
+    def show(self, event: RunEvent) -> None:
+        """See :class:`RunDisplay`."""
+        if isinstance(event, Ended):
+            self._display.show(event)
 
 
 class PlainDisplay:

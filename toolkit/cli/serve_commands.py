@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import typer
 
 from toolkit.cli.broker_flags import broker_flags
-from toolkit.cli.options import Broker, CaFile, Home, Insecure, Json, PasswordFile, RunName, Username, home_of
+from toolkit.cli.options import (
+    Broker,
+    CaFile,
+    Home,
+    Insecure,
+    Json,
+    PasswordFile,
+    Quiet,
+    RunName,
+    Username,
+    Verbose,
+    home_of,
+)
+from toolkit.cli.talking import Say, talking
 from toolkit.errors import UsageError, require
+from toolkit.journal import write_line
 
 if TYPE_CHECKING:
     from coordinator.offload import OffloadService
+    from toolkit.config import Settings
 
 POLL_S = 0.02
 TELL_EVERY_S = 30.0
@@ -29,6 +44,8 @@ def serve(
     ca_file: CaFile = None,
     insecure: Insecure = None,
     home: Home = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """Answer what boards offload (hsee infer --broker) with the layers of a run that is over, until it is stopped.
@@ -38,25 +55,30 @@ def serve(
     Example: hsee coordinator serve run-20260101-120000
     """
     from coordinator.runs import find_run
+    from toolkit.config import load_config
 
     folder = find_run(run, home_of(home))
     require("torch", part="coordinator", purpose="Serving a run")
+    flags = broker_flags(
+        broker, username=username, password_file=password_file, ca_file=ca_file, insecure=insecure
+    )
+    settings = load_config(flags, cwd_file=folder / "config.toml")
+    with talking(json=json, quiet=quiet, verbose=verbose) as say:
+        _serve(folder, settings, say, json=json, quiet=quiet)
+
+
+def _serve(folder: Path, settings: Settings, say: Say, *, json: bool, quiet: bool) -> None:
     import torch
 
     from coordinator.offload import OffloadService
     from coordinator.routes import Routes
     from coordinator.run_folder import RunFolder
     from coordinator.serving import Server
-    from toolkit.config import load_config
     from toolkit.link.base import chunk_bytes_of
     from toolkit.link.connect import broker_of, make_link
     from toolkit.nn.compute import choose_compute
     from toolkit.wire.topics import Topics, check_name
 
-    flags = broker_flags(
-        broker, username=username, password_file=password_file, ca_file=ca_file, insecure=insecure
-    )
-    settings = load_config(flags, cwd_file=folder / "config.toml")
     torch.set_num_threads(settings.run.threads)
     held = RunFolder(folder, folder.resolve().name)  # one coordinator a run
     try:
@@ -72,15 +94,7 @@ def serve(
             run, topics=topics, routes=routes, clock=time.monotonic, chunk_bytes=chunk_bytes_of(link)
         )
 
-        def say(text: str) -> None:
-            typer.echo(msgspec.json.encode({"event": "notice", "text": text}).decode() if json else text)
-
-        server = Server(
-            link,
-            [service],
-            clock=time.monotonic,
-            say=say,
-        )
+        server = Server(link, [service], clock=time.monotonic, say=say)
         rounds = ", ".join(map(str, served.rounds))
         say(f"serving run {run} at {address}: layers of round {rounds}, behind {', '.join(served.shapes)}")
         try:
@@ -90,7 +104,8 @@ def serve(
                 server.poll(POLL_S)
                 if time.monotonic() - told_at >= TELL_EVERY_S:
                     told_at = time.monotonic()
-                    _tell(service, json=json)
+                    if not quiet:
+                        _tell(service, json=json)
         finally:
             server.close()
             _tell(service, json=json)
@@ -101,9 +116,9 @@ def serve(
 def _tell(service: OffloadService, *, json: bool) -> None:
     counts = {name: getattr(service, name) for name in COUNTED}
     if json:
-        typer.echo(msgspec.json.encode({"event": "offload", **counts}).decode())
+        write_line(msgspec.json.encode({"event": "offload", **counts}).decode())
         return
-    typer.echo(
+    write_line(
         f"{counts['n_answered']} questions answered in {counts['n_passes']} passes, {counts['n_declined']} declined, "
         f"{counts['n_expired']} too late, {counts['n_dropped']} messages beyond the budget"
     )

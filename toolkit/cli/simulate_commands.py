@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from toolkit.cli.options import Json
+from toolkit.cli.options import Json, Quiet, Verbose
 from toolkit.cli.output import emit_json, table
 from toolkit.cli.run_show import check_format, draw_pictures, pictures_as_json, say_pictures
 from toolkit.errors import ConfigError, UsageError, did_you_mean, require
+from toolkit.journal import log_all
 from toolkit.wire.topics import check_name
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def simulate(  # noqa: PLR0913 - a command's options
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: run.lr=0.01.")
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """Train a fleet on this machine, with the real coordinator and agents, in virtual time.
@@ -158,9 +161,10 @@ def simulate(  # noqa: PLR0913 - a command's options
     }
     scenario = msgspec.convert(given, Scenario)
     folder = output or Path(config.fleet.home) / datetime.now(UTC).strftime("simulation-%Y%m%d-%H%M%S")
-    progress = _Progress(quiet=json)
+    progress = _Progress(quiet=json or quiet)
     try:
-        results = run_simulation(scenario, folder, n_seeds=seeds, observe=progress.show, broker=broker)
+        with log_all(on=verbose):
+            results = run_simulation(scenario, folder, n_seeds=seeds, observe=progress.show, broker=broker)
     except KeyboardInterrupt:
         progress.say(f"Interrupted. The same command with -o {folder} goes on from the last closed round.")
         raise

@@ -132,6 +132,7 @@ class _Connection:
 
     def run(self) -> BrokerError:
         """Connect, stay until the connection has ended, and return why it did."""
+        log.debug("connecting to %s as %r", self._address, self._client_id)
         try:
             self._client.connect(self._address.host, self._address.port, keepalive=self._keep_alive_s)
         except (OSError, ValueError) as exc:
@@ -156,6 +157,7 @@ class _Connection:
         return self.is_accepted and self._end_reason == _CLOSED_WITHOUT_A_WORD
 
     def subscribe(self, filters: Iterable[str]) -> None:
+        log.debug("%r subscribes %s", self._client_id, ", ".join(filters))
         self._client.subscribe([(topic_filter, 1) for topic_filter in filters])
 
     def publish(self, topic: str, payload: bytes | bytearray, *, qos: int, retain: bool) -> None:
@@ -190,6 +192,7 @@ class _Connection:
             client.disconnect()
         else:
             self._accepted_s = time.monotonic()
+            log.debug("%s let %r in", self._address, self._client_id)
             self._put(Connected(session_present=flags.session_present))
 
     def _on_disconnect(
@@ -356,7 +359,9 @@ class MqttLink:
             # A connection cut off at once is a failure too, or two processes of one id would duel at full speed.
             n_failures = n_failures + 1 if was_short else 0
             self._put(Disconnected(error))
-            self._closing.wait(self._draw_backoff_s(n_failures))
+            pause_s = self._draw_backoff_s(n_failures)
+            log.debug("%r: %s Trying again in %.1f s.", self._client_id, error.message, pause_s)
+            self._closing.wait(pause_s)
 
     def _put(self, event: LinkEvent) -> None:
         take = self._take_diverted
