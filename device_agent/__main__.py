@@ -15,6 +15,7 @@ import msgspec
 from device_agent.agent import Agent
 from device_agent.heartbeat import Heartbeat
 from device_agent.identity import HeldIdentity, device_id, new_boot_nonce
+from device_agent.lent_link import LendableLink
 from device_agent.local_data import LocalData, load_local_data
 from device_agent.sending import Conduct
 from device_agent.service import ServiceManager
@@ -170,7 +171,7 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
     nonce = new_boot_nonce()
     address = broker_of(settings, default_username=device)
     will = (topics.device_state(device), encode_word(DeviceWord("offline", nonce.hex())))
-    link = make_link(address, client_id=device, will=will)
+    link = LendableLink(make_link(address, client_id=device, will=will))
     data = load_local_data(settings.device)
     reporter = Reporter(link, topics=topics, device=device, boot_nonce=nonce, is_on=settings.device.telemetry)
 
@@ -185,7 +186,9 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
 
     def measure(request: MeasureRequest) -> str:
         with signals.at_once(), manager.long_work():
-            return bench.measure(request)
+            profile = bench.measure(request)
+            own = topics.check(address.username or device)
+            return bench.measure_link(profile, link.lend(own), topic=own, address=address)
 
     tell(f"device {device}, fleet {topics.fleet}, broker {address}")
     _announce(device, data, accepts=settings.device.accept_weights != "never", say=tell)

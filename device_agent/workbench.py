@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from device_agent.local_data import LocalData
 from toolkit.config import Settings
-from toolkit.errors import MachineError, ModelError
+from toolkit.errors import BrokerError, MachineError, ModelError
+from toolkit.link.base import BrokerAddress, Link
 from toolkit.profile.limits import enter_limits, parse_limits
-from toolkit.profile.schema import profile_text
+from toolkit.profile.schema import parse_profile, profile_text
 from toolkit.wire.job import OWN_MODEL, Job, ModelSpec
 from toolkit.wire.messages import MeasureRequest
 
@@ -87,6 +90,40 @@ class Workbench:
                 hint="Training needs about 512 MB. The board can still answer with an exported exit: hsee infer",
             )
         return profile_text(profile)
+
+    def measure_link(self, text: str, link: Link, *, topic: str, address: BrokerAddress) -> str:
+        """Measure the way to the broker that this board has joined by, at the sizes that its cuts would send.
+
+        The smallest and the largest payload are enough, and short measurements: the others wait to begin.
+
+        Args:
+            text: the profile, as TOML.
+            link: connected already; of it nobody else takes messages meanwhile.
+            topic: of this device's own.
+            address: of the broker.
+        Returns: the profile with its link, or without where the broker went away; the plan then says that it is assumed.
+        """
+        from toolkit.profile.limits import slowdown
+        from toolkit.profile.link_apart import as_wall_time
+        from toolkit.profile.measure_link import QUICK_LINK, LinkMeasurement, load_of
+
+        profile = parse_profile(text)
+        rows = sorted((row for row in profile.cuts if not row.failed), key=lambda row: row.activation_bytes)
+        if profile.training is None or not rows:
+            return text
+        loads = [load_of(row, profile.training.batch_size) for row in (rows[0], rows[-1])]
+        measurement = LinkMeasurement(link, topic=topic, name=str(address), tls=address.tls, pace=QUICK_LINK)
+        try:
+            found = measurement.run(loads)
+        except BrokerError as exc:
+            self._say(f"the link is not measured, and the plan assumes one: {exc.message}")
+            return text
+        share = 1.0 if self._limits is None else 1 / slowdown(self._limits, threads=1)
+        self._say(
+            f"link: {found.up_bytes_per_s / 1e6:.3g} MB/s up, {found.down_bytes_per_s / 1e6:.3g} MB/s down, "
+            f"{found.rtt_ms:.3g} ms there and back"
+        )
+        return profile_text(msgspec.structs.replace(profile, link=as_wall_time(found, share)))
 
     def write_fenced(self, detail: str) -> None:
         """Remember in the run's folder that another process took over."""

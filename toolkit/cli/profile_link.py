@@ -13,13 +13,10 @@ from toolkit.link.base import BrokerAddress
 from toolkit.link.connect import broker_of, make_link
 from toolkit.profile.exchange import BrokerWay
 from toolkit.profile.link_apart import LinkOutcome, measure_apart
-from toolkit.profile.measure_link import QUICK_LINK, THOROUGH_LINK, LinkMeasurement, LinkPace, Load
-from toolkit.profile.schema import CutRow, Limits, Profile
+from toolkit.profile.measure_link import QUICK_LINK, THOROUGH_LINK, LinkMeasurement, LinkPace, load_of
+from toolkit.profile.schema import Limits, Profile
 from toolkit.wire.tensors import check_codec
 from toolkit.wire.topics import Topics, check_name
-
-FLOAT32_BYTES = 4
-CHANNELS = (64, 32, 16, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +90,7 @@ class BrokerLink:
             partial, and the error.
         """
         loads = [
-            _load(row, profile.training.batch_size)
+            load_of(row, profile.training.batch_size)
             for row in profile.cuts
             if profile.training is not None and not row.failed
         ]
@@ -109,10 +106,3 @@ class BrokerLink:
         return LinkMeasurement(
             link, topic=topic, name=str(self.address), codec=self.codec, tls=self.address.tls, pace=pace
         )
-
-
-def _load(row: CutRow, batch_size: int) -> Load:
-    """What a cut sends; the profile knows how many numbers a sample has, not how they are arranged."""
-    n_values = row.activation_bytes // FLOAT32_BYTES
-    n_channels = next(n for n in CHANNELS if n_values % n == 0)
-    return Load(cut=row.cut, shape=(n_channels, n_values // n_channels), batch_size=batch_size)

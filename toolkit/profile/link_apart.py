@@ -77,14 +77,14 @@ def _outcome(
             enter_limits(limits)
             share = 1 / slowdown(limits, threads=1)
         measurement = make()
-        return LinkOutcome(link=_as_wall_time(measurement.run(loads), share))
+        return LinkOutcome(link=as_wall_time(measurement.run(loads), share))
     except HseeError as exc:
         found = measurement.found() if measurement is not None else None
-        part = _as_wall_time(found, share) if found is not None else None
+        part = as_wall_time(found, share) if found is not None else None
         return LinkOutcome(link=part, failed=exc.message, hint=exc.hint)
 
 
-def _as_wall_time(link: Link, share: float) -> Link:
+def as_wall_time(link: Link, share: float) -> Link:
     """Turn processor times into the wall time that they take on the share of a core that the board has."""
     replace = msgspec.structs.replace
     return replace(link, transfers=tuple(replace(t, send_ms=t.send_ms / share) for t in link.transfers))

@@ -20,6 +20,7 @@ from toolkit.errors import BrokerError, BrokerLostError, BrokerUnreachableError,
 from toolkit.link.base import Connected, Disconnected, Link, LinkEvent, Received, chunk_bytes_of
 from toolkit.profile.link import Link as LinkFacts
 from toolkit.profile.link import Transfer
+from toolkit.profile.schema import CutRow
 from toolkit.wire import chunks, frames, payloads
 from toolkit.wire.messages import Chunk
 from toolkit.wire.payloads import Batch, PayloadAddress
@@ -39,6 +40,10 @@ SILENCE_S = 10.0
 """A message that has not come back by then is lost; large ones are given the time of their way up on top."""
 
 
+FLOAT32_BYTES = 4
+CHANNELS = (64, 32, 16, 8, 4, 2, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a cut would send: activations of ``shape`` for each sample of a batch."""
@@ -46,6 +51,13 @@ class Load:
     cut: str
     shape: tuple[int, ...]
     batch_size: int
+
+
+def load_of(row: CutRow, batch_size: int) -> Load:
+    """What a cut sends; the profile knows how many numbers a sample has, not how they are arranged."""
+    n_values = row.activation_bytes // FLOAT32_BYTES
+    n_channels = next(n for n in CHANNELS if n_values % n == 0)
+    return Load(cut=row.cut, shape=(n_channels, n_values // n_channels), batch_size=batch_size)
 
 
 @dataclass(frozen=True, slots=True)
