@@ -112,6 +112,7 @@ class Advisor:
                 profile=at_pace(self._profiles[d.device], self._found.get(d.device, ())),
                 n_batches=d.n_batches,
                 n_held_out_batches=d.n_held_out_batches,
+                n_eval_batches=d.n_eval_batches,
                 codec=d.codec,
                 sync=sync_of(self._settings),
             )
@@ -123,7 +124,11 @@ class Advisor:
         wishes = wishes_of(self._settings, plan.cuts)
         return choose_cuts(
             devices,
-            server=ServerInput(step_ms=plan.server_step_ms or None, flop_per_s=plan.server_flop_per_s),
+            server=ServerInput(
+                step_ms=plan.server_step_ms or None,
+                flop_per_s=plan.server_flop_per_s,
+                commit_ms=plan.commit_ms,
+            ),
             objective=plan.objective,
             memory_share=plan.memory_share,
             slack=plan.slack,

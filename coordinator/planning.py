@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import tomlkit
 
+from coordinator.commit_time import time_commit_ms
 from coordinator.registry import DataFacts, refusal_of_model
 from coordinator.server_spec import ServerSpec
 from coordinator.wishes import wishes_of
@@ -92,10 +94,17 @@ class ProfilePlanner:
 
     Args:
         server: says how fast the server is; by default it is measured.
+        scratch: a folder on the run's disk, where a commit is timed; None takes it for nothing.
     """
 
-    def __init__(self, server: Callable[[ModelSpec, Run], ServerInput] = measured_server) -> None:
+    def __init__(
+        self,
+        server: Callable[[ModelSpec, Run], ServerInput] = measured_server,
+        *,
+        scratch: Path | None = None,
+    ) -> None:
         self._server = server
+        self._scratch = scratch
 
     def refusal_of(self, settings: Run, hello: Hello) -> tuple[str, str] | None:
         """Refuse samples that the run's model can't be built for."""
@@ -110,6 +119,9 @@ class ProfilePlanner:
         model, lists = _model(settings, facts), _lists(settings, hellos)
         codec = check_codec(settings.codec)
         wishes = wishes_of(settings, hellos)
+        server = self._server(model, settings)
+        if self._scratch is not None:
+            server = replace(server, commit_ms=time_commit_ms(self._scratch, model))
         choice = choose_cuts(
             [
                 DeviceInput(
@@ -117,12 +129,13 @@ class ProfilePlanner:
                     profile=for_classes(parse_profile(hello.profile, where=device), model.n_classes),
                     n_batches=lists[device][0],
                     n_held_out_batches=-(-hello.data.n_eval // settings.batch_size),
+                    n_eval_batches=lists[device][1] / settings.eval_every,
                     codec=codec,
                     sync=sync_of(settings),
                 )
                 for device, hello in hellos.items()
             ],
-            server=self._server(model, settings),
+            server=server,
             objective=wishes.objective,
             memory_share=wishes.memory_share,
             slack=wishes.slack,

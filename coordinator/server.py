@@ -105,7 +105,7 @@ class Coordinator:
         self._ledger.append(TermRaised(self.term))
         if folder.record.rewound_to is not None:
             self._ledger.append(Rewound(folder.record.rewound_to, self.term))
-        self._make_parts(planner or ProfilePlanner())
+        self._make_parts(planner or ProfilePlanner(scratch=folder.path / SCRATCH))
         self._refusals = Seldom()
         self._underway: Underway | None = None
         self._contact = Contact(clock, who="this coordinator", connect_s=connect_s)

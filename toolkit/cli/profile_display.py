@@ -113,7 +113,8 @@ def print_plan(made: Plan) -> None:
         for wrong in d.infeasible:
             typer.echo(f"  not {wrong.cut}: {wrong.detail}; what would help: {wrong.fix}")
     set_by = "the server" if made.bottleneck == "server" else f"device {made.bottleneck}"
-    typer.echo(f"Round: {duration(made.round_ms)}, set by {set_by}. Server: {made.server_basis}.")
+    commit = f", {duration(made.commit_ms)} of it to make it durable" if made.commit_ms else ""
+    typer.echo(f"Round: {duration(made.round_ms)}, set by {set_by}{commit}. Server: {made.server_basis}.")
     bound = f", at most {made.gap:.1%} above the least" if made.gap else ""
     typer.echo(
         f"Objective: {made.objective} ({made.method}{bound}). In a round the devices compute "

@@ -56,7 +56,11 @@ def choose_cuts(
     """
     pins = pins or {}
     rules = Constraints(
-        memory_share=memory_share, deadline_ms=deadline_ms, min_exit_accuracy=min_exit_accuracy, exits=exits
+        memory_share=memory_share,
+        deadline_ms=deadline_ms,
+        commit_ms=server.commit_ms,
+        min_exit_accuracy=min_exit_accuracy,
+        exits=exits,
     )
     model, training = _check(devices, pins, slack=slack)
     if exits is not None and (wrong := exits.misfit(model, exit_head=training.exit_head)):
@@ -68,16 +72,16 @@ def choose_cuts(
     options = [[c for c in menu.feasible if pins.get(menu.device.name, c.cut) == c.cut] for menu in menus]
     shortest_ms = shortest_round_ms(options)
     if shortest_ms > rules.limit_ms:
-        raise _too_slow_server(shortest_ms, rules.limit_ms)
+        raise _too_slow_server(shortest_ms, rules)
     if objective == "makespan":
-        limit_ms = min(shortest_ms * (1 + slack), rules.limit_ms)
+        limit_ms = min(shortest_ms + slack * (shortest_ms + server.commit_ms), rules.limit_ms)
         chosen, gap, method = deepest_within(options, limit_ms), 0.0, "exact: the shortest round"
     else:
         limit_ms = rules.limit_ms
         best = cheapest_within(options, limit_ms)
         chosen, gap, method = best.chosen, best.gap, best.method
         chosen = deepen(options, chosen, limit_ms=limit_ms, slack=slack)
-    fleet = _Fleet(chosen)
+    fleet = _Fleet(chosen, server.commit_ms)
     return Plan(
         schema=1,
         model=model,
@@ -87,10 +91,11 @@ def choose_cuts(
         method=method,
         gap=round(gap, 6),
         round_ms=_rounded(fleet.round_ms),
-        shortest_round_ms=_rounded(shortest_ms),
+        shortest_round_ms=_rounded(shortest_ms + server.commit_ms),
         server_ms=_rounded(fleet.server_ms),
         device_time_ms=_rounded(sum(c.round_compute_ms for c in chosen)),
         round_bytes=sum(c.round_bytes for c in chosen),
+        commit_ms=_rounded(server.commit_ms),
         server_basis=server.basis,
         server_flop_per_s=server.flop_per_s,
         server_step_ms={cut: _rounded(ms) for cut, ms in (server.step_ms or {}).items()},
@@ -112,8 +117,9 @@ def choose_cuts(
 class _Fleet:
     """The chosen cuts, and what a round would take if one device's were another: without adding up the fleet anew."""
 
-    def __init__(self, chosen: Sequence[CutCost]) -> None:
+    def __init__(self, chosen: Sequence[CutCost], commit_ms: float) -> None:
         self.chosen = chosen
+        self.commit_ms = commit_ms
         self.server_ms = sum(c.server_round_ms for c in chosen)
         order = sorted(range(len(chosen)), key=lambda i: -chosen[i].device_ms)
         self.slowest = order[0]
@@ -122,7 +128,7 @@ class _Fleet:
 
     @property
     def round_ms(self) -> float:
-        return max(self.slowest_ms, self.server_ms)
+        return max(self.slowest_ms, self.server_ms) + self.commit_ms
 
     @property
     def server_bound(self) -> bool:
@@ -131,7 +137,7 @@ class _Fleet:
     def round_ms_with(self, index: int, cut: CutCost) -> float:
         others_ms = self.second_ms if index == self.slowest else self.slowest_ms
         server_ms = self.server_ms - self.chosen[index].server_round_ms + cut.server_round_ms
-        return max(others_ms, cut.device_ms, server_ms)
+        return max(others_ms, cut.device_ms, server_ms) + self.commit_ms
 
 
 def _check(
@@ -246,10 +252,11 @@ def _price(
     return rules.barred_by_deadline(cost, n_batches=device.n_batches) or cost
 
 
-def _too_slow_server(shortest_ms: float, limit_ms: float) -> PlanError:
+def _too_slow_server(shortest_ms: float, rules: Constraints) -> PlanError:
+    shortest_ms += rules.commit_ms
     return PlanError(
-        f"No plan keeps the deadline of {duration(limit_ms)}: with the server's steps for all devices, the shortest "
-        f"round takes {duration(shortest_ms)}.",
+        f"No plan keeps the deadline of {duration(rules.deadline_ms or 0.0)}: with the server's steps for all devices, "
+        f"the shortest round takes {duration(shortest_ms)}.",
         hint=f"What would help: --deadline {math.ceil(shortest_ms / 100) / 10:g}, a faster server, or fewer --batches.",
         constraint="deadline",
     )
@@ -278,6 +285,7 @@ def _device_plan(
         cut=cost.cut,
         n_batches=device.n_batches,
         n_held_out_batches=device.n_held_out_batches,
+        n_eval_batches=device.n_eval_batches,
         codec=device.codec,
         exit_accuracy=rules.accuracy_at(cost.cut),
         step_ms=_rounded(cost.step_ms),

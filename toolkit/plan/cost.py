@@ -1,7 +1,8 @@
 """What a batch costs at a cut: the device's step, the upload, the server's step. Pure arithmetic on profiles.
 
 Step and upload overlap: the device computes the next batch while the last one is sent. So a device's period is the
-larger of the two, and the link's round-trip time is paid once, not a batch. The server is shared by all devices.
+larger of the two, and the link's round-trip time is paid once, not a batch. The server is shared by all devices. A round
+ends with held-out batches, which pass forward only, and with the server's commit, during which nobody is served.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class DeviceInput:
         profile: of its board, for the model that is to be trained.
         n_batches: it owes a round.
         n_held_out_batches: that it judges its exit by at a round's end, forward passes only.
+        n_eval_batches: held-out ones that it sends besides, for the server's route; a mean over rounds.
         codec: its activations travel in.
         sync: how devices' segments are made one between rounds: its weights travel up and down then.
     """
@@ -52,6 +54,7 @@ class DeviceInput:
     profile: Profile
     n_batches: int
     n_held_out_batches: int = 0
+    n_eval_batches: float = 0.0
     codec: str = "float32"
     sync: SyncSpec = NO_SYNC
 
@@ -88,11 +91,13 @@ class ServerInput:
     Attributes:
         step_ms: cut to the time of one training step of the layers after it, at the fleet's batch size.
         flop_per_s: 2 x MAC a second, sustained.
+        commit_ms: to make a round durable, at its end; 0 where nobody measured it.
         assumed: nobody measured it.
     """
 
     step_ms: Mapping[str, float] | None = None
     flop_per_s: float | None = None
+    commit_ms: float = 0.0
     assumed: bool = False
 
     def __post_init__(self) -> None:
@@ -209,12 +214,14 @@ def cut_cost(
         hand_over_ms += device.link.send_ms(n_bytes)
     compute_ms = row.step_ms_mean + hand_over_ms
     forward_share = row.flop / row.train_flop if row.train_flop else 1 / TRAINING_PER_FORWARD
-    round_end_ms = device.n_held_out_batches * forward_share * row.step_ms_mean
-    round_compute_ms = compute_ms * device.n_batches + round_end_ms
+    forward_ms = forward_share * row.step_ms_mean
+    judging_ms, eval_ms = device.n_held_out_batches * forward_ms, forward_ms + hand_over_ms
+    round_end_ms = judging_ms + device.n_eval_batches * max(eval_ms, upload_ms)
+    round_compute_ms = compute_ms * device.n_batches + judging_ms + device.n_eval_batches * eval_ms
     weight_bytes = sync_bytes(row, device.sync)
     # Nothing is computed meanwhile: the next round begins with what comes down.
     sync_ms = weight_bytes * (1 / device.link.up_bytes_per_s + 1 / device.link.down_bytes_per_s) * 1e3
-    round_bytes = n_bytes * device.n_batches + 2 * weight_bytes
+    round_bytes = round(n_bytes * (device.n_batches + device.n_eval_batches)) + 2 * weight_bytes
     prices = {"makespan": 0.0, "device-time": round_compute_ms, "bytes": float(round_bytes)}
     return CutCost(
         cut=row.cut,
@@ -225,7 +232,7 @@ def cut_cost(
         server_ms=server_ms,
         device_ms=max(compute_ms, upload_ms) * device.n_batches + round_end_ms + sync_ms,
         round_compute_ms=round_compute_ms,
-        server_round_ms=server_ms * device.n_batches,
+        server_round_ms=server_ms * (device.n_batches + device.n_eval_batches / TRAINING_PER_FORWARD),
         n_bytes=n_bytes,
         sync_bytes=2 * weight_bytes,
         round_bytes=round_bytes,

@@ -20,6 +20,7 @@ class Constraints:
     Attributes:
         memory_share: of a board's memory that training may use, in (0, 1].
         deadline_ms: longest round; None for none.
+        commit_ms: of it, what the commit takes.
         min_exit_accuracy: of each device's exit in the central run, in [0, 1]; 0 for none.
         exits: the model's profile; needed where an accuracy is asked for.
     Raises: PlanError: a number is out of range, or nobody knows the exits' accuracies.
@@ -27,6 +28,7 @@ class Constraints:
 
     memory_share: float = 0.8
     deadline_ms: float | None = None
+    commit_ms: float = 0.0
     min_exit_accuracy: float = 0.0
     exits: ModelProfile | None = None
 
@@ -55,8 +57,8 @@ class Constraints:
 
     @property
     def limit_ms(self) -> float:
-        """The deadline, or infinity."""
-        return math.inf if self.deadline_ms is None else self.deadline_ms
+        """What the deadline leaves beside the commit, or infinity."""
+        return math.inf if self.deadline_ms is None else self.deadline_ms - self.commit_ms
 
     def accuracy_at(self, cut: str) -> float | None:
         """Accuracy of a cut's exit in the central run, where it is known."""
@@ -86,17 +88,20 @@ class Constraints:
         if cost.device_ms <= self.limit_ms:
             return None
         slow = "computing" if cost.compute_ms >= cost.upload_ms else "the upload"
-        most = int(self.limit_ms // max(cost.compute_ms, cost.upload_ms))
-        fixes = [f"--deadline {math.ceil(cost.device_ms / 100) / 10:g}"]
+        most = max(int(self.limit_ms // max(cost.compute_ms, cost.upload_ms)), 0)
+        fixes = [f"--deadline {math.ceil((cost.device_ms + self.commit_ms) / 100) / 10:g}"]
         fixes += [f"--batches {most} or fewer"] if most else []
         fixes += ["a smaller codec (int8) or a faster link"] if slow == "the upload" else ["a faster board"]
         return Infeasible(
             cut=cost.cut,
             constraint="deadline",
             detail=f"{slow} takes {duration(cost.device_ms)} for {n_batches} batches, and the deadline is "
-            f"{duration(self.limit_ms)}",
+            f"{duration(self.deadline_ms or 0.0)}{self._commit_words()}",
             fix=" or ".join(fixes),
         )
+
+    def _commit_words(self) -> str:
+        return f", of which the commit takes {duration(self.commit_ms)}" if self.commit_ms else ""
 
     def _memory(self, profile: Profile, row: CutRow) -> Infeasible | None:
         board_mb = profile.board.memory_bytes / BYTES_PER_MB

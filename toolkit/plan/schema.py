@@ -48,6 +48,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         known: how its step times are known.
         n_held_out_batches: that it judges its exit by at a round's end.
+        n_eval_batches: held-out ones that it sends in a round, on average.
         exit_accuracy: of this cut's exit in the central run that the model's profile holds.
         step_ms: training on one batch.
         hand_over_ms: the device's other work on one batch: codec, digest, chunks, sending.
@@ -78,6 +79,7 @@ class DevicePlan(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     exit_accuracy: Share | None = None
     n_held_out_batches: Count = 0
+    n_eval_batches: Ms = 0.0
     hand_over_ms: Ms = 0.0
     batch_bytes: Count = 0
     sync_bytes: Count = 0
@@ -93,8 +95,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Cuts for a fleet.
 
     Attributes:
-        round_ms: the larger of the slowest device's part and the server's.
+        round_ms: the larger of the slowest device's part and the server's, and the commit.
         server_ms: the server's part of a round: its steps for all devices, one after another.
+        commit_ms: to make a round durable at its end, when nobody is served; 0 where nobody measured it.
         server_basis: how the server's step times are known.
         server_step_ms: of each cut, where they were measured; else ``server_flop_per_s`` is what they were counted with.
         bottleneck: a device's name, or "server".
@@ -123,6 +126,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     gap: Ms = 0.0
     device_time_ms: Ms = 0.0
     round_bytes: Count = 0
+    commit_ms: Ms = 0.0
     deadline_ms: Ms | None = None
     min_exit_accuracy: Share = 0.0
     model_profile: str = ""
@@ -141,7 +145,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 COMMENTS = {
-    "round_ms": "the larger of the slowest device's part and the server's",
+    "round_ms": "the larger of the slowest device's part and the server's, and the commit",
+    "commit_ms": "to make a round durable at its end",
     "shortest_round_ms": "of all possible plans; slack was spent on deeper exits",
     "server_ms": "the server's part of a round",
     "server_flop_per_s": "2 x MAC; what the server's steps were counted with",
