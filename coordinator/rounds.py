@@ -24,6 +24,7 @@ from coordinator.ledger import (
     Void,
 )
 from coordinator.round_report import RoundReport, report_on
+from coordinator.strategy.asked import Asked
 from coordinator.strategy.base import (
     DeviceProgress,
     PooledBatch,
@@ -34,7 +35,6 @@ from coordinator.strategy.base import (
 )
 from coordinator.trainer import Trainer
 from coordinator.windows import Windows
-from toolkit.errors import StrategyError
 from toolkit.failpoints import failpoint
 from toolkit.wire.job import Job
 
@@ -74,7 +74,7 @@ class RoundLoop:
         n_applied: Mapping[str, int] | None = None,
         shallow_stages: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self._strategy = strategy
+        self._strategy = Asked(strategy)
         self._trainer = trainer
         self._record = record
         self._lists = dict(sorted(lists.items()))
@@ -251,18 +251,14 @@ class RoundLoop:
 
         Returns: its device (the strategy's name for a mixed step), or None where nothing can be done before a
             delivery.
-        Raises: StrategyError: it named a device with no batch here. TrainingError: the loss is not finite.
+        Raises: StrategyError: it failed, or decided what makes no sense. TrainingError: the loss is not finite.
         """
         if self._strategy.mode == "pooled":
             return self._pool_one() or self._mix_one()
         device = self._strategy.next_device(self._view())
         if device is None:
             return None
-        held = self.devices.get(device)
-        if held is None or not held.n_ready():
-            raise StrategyError(
-                f"Strategy {self._strategy.name!r} chose {device!r}, which has no batch here."
-            )
+        held = self.devices[device]
         delivery = held.waiting.pop(held.next)
         if isinstance(delivery, Delivery):  # unfit ones never wait at the cursor
             loss = self._trainer.apply(device, delivery.batch, round_=self.round, seq=held.next)
@@ -286,7 +282,7 @@ class RoundLoop:
             if held.next <= held.n_owed:
                 self._record(Void(device, self.round, held.next, held.n_owed, held.excused or reason))
         if self._strategy.mode == "copies":
-            weights = self._checked_weights()
+            weights = self._strategy.weights(self._view())
             failpoint("coordinator.mid_fold")
             self._trainer.aggregate(weights)
             self._record(Aggregated(self.round, weights))
@@ -339,17 +335,6 @@ class RoundLoop:
                 held.loss_sum += loss
                 held.loss_weight += 1
         return self._strategy.name
-
-    def _checked_weights(self) -> dict[str, int]:
-        weights = dict(self._strategy.weights(self._view()))
-        for device, weight in weights.items():
-            held = self.devices.get(device)
-            if held is None or not held.n_applied or weight < 1:
-                raise StrategyError(
-                    f"Strategy {self._strategy.name!r} weighs {device!r} with {weight} in round {self.round}.",
-                    hint="Weights are whole numbers from 1, of devices that trained in the round.",
-                )
-        return weights
 
     def _enter_trained(self, device: str, held: DeviceRound, delivery: Delivery) -> None:
         held.exit_loss_sum += delivery.batch.exit_loss

@@ -11,7 +11,7 @@ from coordinator.strategy.averaging import Averaging
 from coordinator.strategy.base import Mode, Strategy
 from coordinator.strategy.consolidated import Consolidated
 from coordinator.strategy.sequential import Sequential
-from toolkit.errors import StrategyError, did_you_mean
+from toolkit.errors import HseeError, StrategyError, did_you_mean
 from toolkit.wire.job import Scalar
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -41,16 +41,25 @@ def make_strategy(name: str, options: Mapping[str, Scalar] | None = None) -> Str
         )
     given = dict(options or {})
     _check_options(name, kind, given)
-    return kind(**given)
+    try:
+        return kind(**given)
+    except HseeError:
+        raise
+    except Exception as exc:  # a user's own
+        raise StrategyError(
+            f"The strategy {name!r} can't be made: {type(exc).__name__}: {exc}.",
+            hint="HSEE_DEBUG=1 shows where.",
+            strategy=name,
+        ) from exc
 
 
 def _own(name: str) -> type[Strategy]:
     module_name, _, class_name = name.removeprefix(OWN).partition(":")
     try:
         kind = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as exc:
+    except Exception as exc:  # what a user's module raises when it is imported is anything
         raise StrategyError(
-            f"The strategy {name!r} can't be imported: {exc}.",
+            f"The strategy {name!r} can't be imported: {type(exc).__name__}: {exc}.",
             hint="Write it as python:package.module:Class; the package must be installed here or be on PYTHONPATH.",
             strategy=name,
         ) from exc
@@ -74,6 +83,14 @@ def _check_options(name: str, kind: type[Strategy], options: Mapping[str, Scalar
             hint = did_you_mean(option, parameters) or "It takes none."
             raise StrategyError(f"Strategy {name!r} has no option {option!r}.", hint=hint, option=option)
         _check_value(name, option, value, hints.get(option))
+    named = (p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    missing = next((p.name for p in named if p.default is p.empty and p.name not in options), None)
+    if missing is not None:
+        raise StrategyError(
+            f"Strategy {name!r} needs the option {missing!r}.",
+            hint=f"Give it: --option {missing}=...",
+            option=missing,
+        )
 
 
 def _check_value(name: str, option: str, value: Scalar, kind: Any) -> None:

@@ -10,8 +10,16 @@ from msgspec.structs import replace
 from coordinator.device_round import Delivery
 from coordinator.ledger import Applied, Void
 from coordinator.rounds import RoundLoop
+from coordinator.strategy.asked import Asked
 from coordinator.strategy.averaging import Averaging
-from coordinator.strategy.base import DeviceProgress, PooledBatch, PoolView, RoundView, Strategy
+from coordinator.strategy.base import (
+    DeviceProgress,
+    PooledBatch,
+    PoolView,
+    RoundView,
+    Strategy,
+    SubBatch,
+)
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.strategy.consolidated import MIN_SUB_BATCH, Consolidated
 from coordinator.strategy.sequential import Sequential
@@ -270,3 +278,100 @@ def test_a_strategy_that_weighs_an_absent_device_is_told():
     loop.excuse("b", "offline")
     with pytest.raises(StrategyError, match="weighs 'b'"):
         loop.close(1.0, "complete")
+
+
+POOL = PoolView(1, 0, 8, (PooledBatch("a", 1, "stem", 8), PooledBatch("b", 1, "layer1", 4)))
+READY = view(progress("a", ready=1), progress("b", applied=2))
+
+
+def part(cut="stem", batches=(0,), rows=(0,)):
+    return SubBatch(cut, np.array(batches), np.array(rows))
+
+
+def answering(**answers):
+    """A strategy whose decisions are these, or that raises them."""
+
+    class Answering(Strategy):
+        name = "answering"
+
+    def decision(answer):
+        def decide(_self, _view):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return decide
+
+    for name, answer in answers.items():
+        setattr(Answering, name, decision(answer))
+    return Asked(Answering())
+
+
+@pytest.mark.parametrize(
+    ("decision", "answer", "told"),
+    [
+        ("next_device", "nobody", "chose 'nobody', which has no batch here"),
+        ("next_device", "b", "chose 'b', which has no batch here"),
+        ("next_device", ["a"], r"chose \['a'\]"),
+        ("next_device", KeyError("cap"), "failed in next_device, round 1: KeyError: 'cap'"),
+        ("turn", "c", "waits for 'c', which is no device of the round"),
+        ("weights", None, "weighs with a NoneType"),
+        ("weights", {"a": 1}, "weighs 'a' with 1 in round 1"),
+        ("weights", {"b": 0}, "weighs 'b' with 0"),
+        ("weights", {"b": 0.5}, "weighs 'b' with 0.5"),
+        ("mixed_steps", None, "composed no steps of sub-batches"),
+        ("mixed_steps", [["stem"]], "composed no steps of sub-batches"),
+        ("mixed_steps", [[part(batches=(2,))]], "names samples that the pool does not have there"),
+        ("mixed_steps", [[part(batches=(-1,))]], "names samples that the pool does not have there"),
+        ("mixed_steps", [[part(batches=(1,))]], "names samples that the pool does not have there"),
+        ("mixed_steps", [[part(rows=(8,))]], "step 1 of round 1: a sub-batch at cut 'stem' names samples"),
+        ("mixed_steps", [[part(rows=(0, 1))]], "names 1 batches and 2 rows"),
+        ("mixed_steps", [[part(batches=(), rows=())]], "names 0 batches"),
+        (
+            "mixed_steps",
+            [[part()], [part(), part(rows=(1,))]],
+            "step 2 of round 1: a cut has two sub-batches",
+        ),
+    ],
+)
+def test_a_strategy_that_fails_or_makes_no_sense_is_told(decision, answer, told):
+    asked = answering(**{decision: answer})
+    with pytest.raises(StrategyError, match=told):
+        getattr(asked, decision)(POOL if decision == "mixed_steps" else READY)
+
+
+def test_what_a_strategy_may_answer_is_carried_out():
+    assert answering(next_device="a").next_device(READY) == "a"
+    assert answering(next_device=None).next_device(READY) is None
+    assert answering(turn="b").turn(READY) == "b"
+    assert answering(weights={"b": 3}).weights(READY) == {"b": 3}
+    step = [part(), part("layer1", (1, 1), (0, 3))]
+    assert answering(mixed_steps=[step, []]).mixed_steps(POOL) == [step]
+
+
+OWN_STRATEGIES = """
+from coordinator.strategy.base import Strategy
+
+class Sized(Strategy):
+    name = "sized"
+    def __init__(self, *, size: int, of: int = 4):
+        self.share = of // size
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        (OWN_STRATEGIES, {}, "needs the option 'size'"),
+        (OWN_STRATEGIES, {"size": 0}, "can't be made: ZeroDivisionError"),
+        (OWN_STRATEGIES, {"size": 1, "off": 2}, "has no option 'off'"),
+        ("class Sized(:", {}, "can't be imported: SyntaxError"),
+        ("1 / 0", {}, "can't be imported: ZeroDivisionError"),
+    ],
+)
+def test_an_own_strategy_that_cant_be_made_is_told(tmp_path, monkeypatch, text, options, told):
+    name = f"own_{abs(hash(told))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(StrategyError, match=told):
+        make_strategy(f"python:{name}:Sized", options)

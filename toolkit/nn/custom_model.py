@@ -108,7 +108,8 @@ def _staged(spec: ModelSpec, made: object, stages: object) -> StagedNetwork:
             children = ",".join(name for name, _ in made.named_children())
             raise ModelError(
                 f"The model {spec.name!r} is a {type(made).__name__}, and nothing says where it can be cut.",
-                hint=f"Name its stages in order, the classifier last: --option stages={children or '...'}",
+                hint=f"Name its stages in order, the classifier last: hsee model show --option stages={children or '...'}; "
+                f"in a run --set 'run.model_options.stages=\"{children or '...'}\"'.",
                 model=spec.name,
             )
         names = [name.strip() for name in str(stages).split(",") if name.strip()]
