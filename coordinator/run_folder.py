@@ -10,6 +10,7 @@ devices/<id>/     what agents on this machine hold
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import platform
@@ -42,6 +43,7 @@ from toolkit.failpoints import failpoint
 from toolkit.wire.seats import MAX_SUPERSEDED
 
 LEDGER_FILE = "ledger.jsonl"
+CONFIG_FILE = "config.toml"
 
 
 class RunFolder:
@@ -172,6 +174,15 @@ class RunFolder:
         """Write a file that people read; ``name`` may hold one folder."""
         return self._write(name, text.encode())
 
+    def write_config(self, text: str) -> None:
+        """Write config.toml. Whether it was another one than this run wrote last is told as damage: it counts as it stands."""
+        path = self.path / CONFIG_FILE
+        known = self.record.config_sha256
+        if known and self.disk.exists(path) and _sha256(self.disk.read(path)) != known:
+            self.damage.append(f"{path} is not what this run wrote. Its settings are used as they stand.")
+        self.record.config_sha256 = _sha256(text.encode())
+        self.write_text(CONFIG_FILE, text)
+
     def write_environment(self) -> None:
         """Write env.json: versions and machine, for whoever repeats the run."""
         environment = {
@@ -254,6 +265,10 @@ def _csv_of(rows: Iterable[tuple[str, ...]]) -> bytes:
 
 def _rounded(number: float | None) -> str:
     return "" if number is None else f"{number:.4f}"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _now() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from csv import DictReader
@@ -12,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from toolkit.errors import CheckpointError
+from toolkit.sealed import digest_of
 
 Status = Literal["waiting", "training", "finished", "failed", "stopped"]
 
@@ -48,6 +48,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
         nonces: of the process that speaks for each device, in hexadecimal.
         superseded: those of the processes before it, oldest first.
         rewound_to: the closed round that an operator took the run back to; none where that was taken note of.
+        config_sha256: of config.toml, as this run wrote it last.
         n_saved: counts the times that it was written.
         sha256: of its JSON without white space, in which this field is empty.
     """
@@ -64,6 +65,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     ended: str = ""
     rounds_closed: int = 0
     rewound_to: int | None = None
+    config_sha256: str = ""
     n_saved: int = 0
     sha256: str = ""
 
@@ -80,7 +82,7 @@ def read_record(folder: Path) -> RunRecord:
 
 def encode_record(record: RunRecord) -> bytes:
     """Write a record as run.json holds it, with its digest."""
-    record.sha256 = _digest(record)
+    record.sha256 = digest_of(record)
     return msgspec.json.format(msgspec.json.encode(record), indent=1)
 
 
@@ -109,14 +111,9 @@ def _record_of(content: bytes, *, where: Path) -> RunRecord:
         record = msgspec.json.decode(content, type=RunRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CheckpointError(f"{where} is damaged: {exc}.", path=str(where)) from exc
-    if record.sha256 != _digest(record):
+    if record.sha256 != digest_of(record):
         raise CheckpointError(f"{where} is damaged: it does not have its digest.", path=str(where))
     return record
-
-
-def _digest(record: RunRecord) -> str:
-    bare = msgspec.structs.replace(record, sha256="")
-    return hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
 
 
 def committed_round(folder: Path) -> int:

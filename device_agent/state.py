@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +21,14 @@ from numpy.typing import NDArray
 from toolkit.disk import SYSTEM_DISK, Disk, make_folder_durably, write_atomically
 from toolkit.errors import CheckpointError, RunError, writing
 from toolkit.failpoints import failpoint
-from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord, read_record
+from toolkit.nn.segment_record import (
+    HELD_OUT_FILE,
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    SegmentRecord,
+    encode_record,
+    read_record,
+)
 from toolkit.nn.weights import save_tensors
 from toolkit.wire.job import Job
 
@@ -112,7 +118,7 @@ class DeviceFolder:
     def save_best(self, tensors: Mapping[str, torch.Tensor], record: SegmentRecord) -> None:
         """Replace the held segment; its record comes last, so that it never speaks of weights that are not there."""
         save_tensors(self.path / WEIGHTS_FILE, tensors)
-        write_atomically(self.path / RECORD_FILE, msgspec.json.format(msgspec.json.encode(record), indent=1))
+        write_atomically(self.path / RECORD_FILE, encode_record(record))
 
     def save_held_out(self, x: NDArray[np.float32], y: NDArray[np.int64]) -> None:
         """Keep held-out samples for export, raw, in the run's class order."""

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tests.faults import boards, deaths, disks, hostile, networks, simulated, surroundings
+from tests.faults import boards, deaths, disks, hostile, networks, rot, simulated, surroundings
 from tests.faults.registry import ROWS, Row
 
-__all__ = ["ROWS", "Row", "boards", "deaths", "disks", "hostile", "networks", "simulated", "surroundings"]
+__all__ = [
+    "ROWS",
+    "Row",
+    "boards",
+    "deaths",
+    "disks",
+    "hostile",
+    "networks",
+    "rot",
+    "simulated",
+    "surroundings",
+]

@@ -225,7 +225,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     will = (topics.bridge_state, encode_word(BridgeWord("offline", run, folder.record.term + 1)))
     link = make_link(address, client_id=address.username or f"coord-{run}", will=will)
     compute = choose_compute(settings.run.compute)
-    folder.write_text("config.toml", settings_text(settings))
+    folder.write_config(settings_text(settings))
     folder.write_environment()
     desk = Desk(
         folder.path,

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from toolkit.errors import CheckpointError
+from toolkit.sealed import digest_of
 from toolkit.wire.job import Job
 
 RECORD_FILE = "segment.json"
@@ -21,7 +22,11 @@ HELD_OUT_FILE = "held_out.npz"
 
 
 class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a held segment comes from and how good it was there; ``shallow_accuracy`` by stage, of exits before the cut."""
+    """Where a held segment comes from and how good it was there; ``shallow_accuracy`` by stage, of exits before the cut.
+
+    Attributes:
+        sha256: see :func:`toolkit.sealed.digest_of`; empty in a record that names none.
+    """
 
     schema: int = 1
     device: str
@@ -31,6 +36,13 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     n_eval: int
     software: dict[str, str]
     shallow_accuracy: dict[str, float] = {}
+    sha256: str = ""
+
+
+def encode_record(record: SegmentRecord) -> bytes:
+    """Write a record as its file holds it, with its digest."""
+    sealed = msgspec.structs.replace(record, sha256=digest_of(record))
+    return msgspec.json.format(msgspec.json.encode(sealed), indent=1)
 
 
 def read_record(folder: Path) -> SegmentRecord:
@@ -53,4 +65,6 @@ def read_record(folder: Path) -> SegmentRecord:
         raise CheckpointError(
             f"{path} has schema {record.schema}; this version reads schema 1.", path=str(path)
         )
+    if record.sha256 and record.sha256 != digest_of(record):
+        raise CheckpointError(f"{path} is damaged: it does not have its digest.", path=str(path))
     return record
