@@ -1,4 +1,4 @@
-"""Shell completion as a user sets it up: the printed script in a real bash and a real zsh."""
+"""Shell completion as a user sets it up, in a real bash, zsh and fish: the printed script, and what hsee installs."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 # zsh fills in only at a prompt, so this one types into a terminal of its own and presses the tab key.
 ZSH = """\
 zmodload zsh/zpty
-zpty shell zsh -f -i
-zpty -w shell 'PS1= ; autoload -Uz compinit && compinit -u -d dump; source ./script; setopt no_always_to_end; print READY'
+zpty shell zsh {options} -i
+zpty -w shell 'PS1= ; {setup}; setopt no_always_to_end; print READY'
 zpty -r -m shell line '*READY*READY*' || true
 zpty -w -n shell $'{typed}\\t'
 sleep 0.1
@@ -40,9 +40,9 @@ def shell(tmp_path):
     hsee = tmp_path / "bin/hsee"
     hsee.write_text(f'#!/bin/sh\nexec {sys.executable} -m toolkit.cli.entry "$@"\n')
     hsee.chmod(0o755)
-    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
     def run(program: str, script: str) -> str:
+        env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
         asked = env | {"_HSEE_COMPLETE": f"source_{program}"}
@@ -79,5 +79,36 @@ def test_bash_completes_commands_and_options(shell, words, found):
 
 
 def test_zsh_completes_a_command(shell):
-    said = shell("zsh", ZSH.format(typed="hsee broker inv", expected="invite"))
+    setup = "autoload -Uz compinit && compinit -u -d dump; source ./script"
+    said = shell("zsh", ZSH.format(typed="hsee broker inv", expected="invite", options="-f", setup=setup))
     assert "invite" in said
+
+
+def test_fish_completes_a_command(shell):
+    said = shell("fish", "source ./script; complete -C 'hsee broker inv'")
+    assert said.split()[0] == "invite"
+
+
+INSTALLED = {
+    "bash": "source .bashrc; " + BASH.format(words="hsee broker inv", at=2).replace("source ./script\n", ""),
+    # Not by a tab: the first in a new zsh only loads the function, because typer's file defines it and does not call it.
+    "zsh": """zsh -ic 'print $_comps[hsee]; autoload +X _hsee; functions _hsee' | tr '\n' ' '; hsee broker -h""",
+    "fish": "complete -C 'hsee broker inv'",
+}
+"""What a new shell does that starts in the home where completion was installed."""
+
+
+@pytest.mark.parametrize("program", INSTALLED)
+def test_what_is_installed_completes_in_a_new_shell(shell, tmp_path, monkeypatch, program):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ZDOTDIR", str(tmp_path))
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    # Two commands: a shell that runs one alone becomes it, and nobody could tell which shell it was.
+    told = shell(program, "hsee --install-completion; true")
+    assert f"{program} completion installed in {tmp_path}" in told
+    shown = shell(program, "hsee --show-completion; true")
+    assert "_HSEE_COMPLETE" in shown
+    said = shell(program, INSTALLED[program])
+    assert "invite" in said
+    assert program != "zsh" or (said.startswith("_hsee ") and "complete_zsh" in said)

@@ -144,12 +144,31 @@ def test_tensorboard_gets_a_file_a_device(home, capsys):
     assert n == told["n_values"] > 20
 
 
-def test_tensorboard_itself_reads_it(home):
-    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+def test_tensorboard_s_own_definitions_read_it(home):
+    """tensorboardX carries TensorBoard's compiled definition of an event, and a checksum of its own."""
+    from tensorboardX.proto.event_pb2 import Event as TensorBoardEvent
+    from tensorboardX.record_writer import masked_crc32c
+
     assert hsee("run", "export", RUN, "--format", "tensorboard", "-o", "logs") == 0
-    read = loader.EventAccumulator(str(home / "logs" / RUN / "ant"))
-    read.Reload()
-    assert [(s.step, round(s.value, 4)) for s in read.Scalars("exit_accuracy")] == [(1, 0.6), (2, 0.7)]
+    (file,) = (home / "logs" / RUN / "ant").iterdir()
+    assert ".tfevents." in file.name
+    content, events = file.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        assert struct.unpack("<I", content[8:12])[0] == masked_crc32c(content[:8])
+        body, content = content[12 : 12 + length], content[12 + length :]
+        assert struct.unpack("<I", content[:4])[0] == masked_crc32c(body)
+        events.append(TensorBoardEvent.FromString(body))
+        content = content[4:]
+    assert events[0].file_version == "brain.Event:2"
+    assert all(event.wall_time > 1e9 for event in events)
+    read = [
+        (event.step, round(value.simple_value, 4))
+        for event in events
+        for value in event.summary.value
+        if value.tag == "exit_accuracy"
+    ]
+    assert read == [(1, 0.6), (2, 0.7)]
 
 
 @pytest.mark.parametrize(
