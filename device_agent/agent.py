@@ -16,6 +16,7 @@ from device_agent.trains_rounds import TrainsRounds
 from toolkit import __version__
 from toolkit.errors import (
     FencedError,
+    MachineError,
     RefusedError,
     RemoteProtocolError,
     RunError,
@@ -115,6 +116,7 @@ class Agent:
         self._pace: PaceWatch | None = None
         self._fetching: Fetching | None = None
         self._stop: session.Stop | None = None
+        self._is_unfit = False
         self._contact = Contact(clock, who="this device", connect_s=connect_s)
         self.n_refused_messages = 0
         self.exit_accuracy: float | None = None
@@ -153,7 +155,11 @@ class Agent:
 
         Raises: HseeError: this process can't go on.
         """
-        busy = self._work()
+        try:
+            busy = self._work()
+        except MachineError:
+            self._is_unfit = True
+            raise
         if self._pace is not None:
             self._pace.looked(self._clock(), self._link.outstanding_bytes)
         for event in self._link.poll(0.0 if busy else timeout_s):
@@ -186,8 +192,9 @@ class Agent:
     def close(self) -> None:
         """Save, say goodbye, and leave the broker."""
         try:
-            # A fenced process speaks for nobody any more; its files are as its last round left them.
-            if self._trainer is not None and self.phase is not DevicePhase.FENCED:
+            # A fenced process speaks for nobody any more; its files are as its last round left them. And a disk that
+            # refused something is not tried again: what it says then proves nothing.
+            if self._trainer is not None and self.phase is not DevicePhase.FENCED and not self._is_unfit:
                 self._trainer.save()
         finally:
             self._leave()

@@ -51,8 +51,9 @@ def check_whole(run: Path, devices: dict[str, Path]) -> int:
 
 
 def start_fleet(scene: Scene, port: int, *, rounds: int, **env: str) -> tuple[Running, dict[str, Running]]:
-    """A coordinator and two agents, their folders in the scene's."""
-    agents = {device: scene.agent(port, device, part=part, **env) for device, part in PARTS.items()}
+    """A coordinator and two agents, their folders in the scene's; agents that train alone save every 2 s."""
+    often = ("--set", "device.checkpoint_every_s=2")
+    agents = {device: scene.agent(port, device, *often, part=part, **env) for device, part in PARTS.items()}
     return scene.coordinator(port, "--devices", 2, "--rounds", rounds, **env), agents
 
 

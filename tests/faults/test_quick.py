@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.faults.hostile import FUZZ_S
 from tests.faults.rows import ROWS
 from tests.faults.scene import SkippedRowError, scene
 
@@ -11,7 +12,10 @@ pytestmark = [pytest.mark.needs_mosquitto, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("name", [row.name for row in ROWS.values() if row.quick and not row.in_suite])
-def test_a_row_holds(name):
+def test_a_row_holds(name, monkeypatch):
+    monkeypatch.setenv(
+        FUZZ_S, "15"
+    )  # the tier takes longer; the corpus of all before is played by tests/fuzz
     seed = int(os.environ.get("HSEE_FAULTS_SEED", "1"))
     try:
         with scene(seed, scale=1) as stage:

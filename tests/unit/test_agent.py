@@ -449,6 +449,20 @@ def test_a_state_that_can_not_be_saved_does_not_keep_the_process_from_leaving(wo
     assert [type(message) for message in world.heard()] == [Bye]
 
 
+def test_a_disk_that_refused_something_is_not_tried_again(world):
+    def refuse():
+        raise MachineError("Input/output error.")
+
+    world.join()
+    world.trainer.finish_round = world.trainer.train_next = refuse
+    world.state(1, 4)
+    with pytest.raises(MachineError):
+        world.poll()
+    before = list(world.trainer.did)
+    world.agent.close()
+    assert world.trainer.did == before
+
+
 def test_no_broker_is_told_at_once_and_given_up_in_time(world):
     world.hub.stop()
     world.agent.start()
