@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from tests.e2e.processes import Hsee
 from tests.integration.grants_by_hand import ACCOUNTS, settle
 from tests.mosquitto import find_mosquitto
 from tests.served_broker import ServedBroker
@@ -184,3 +187,38 @@ def test_a_small_message_waits_for_no_delayed_acknowledgement(served):
         probe.subscribe(topic)
         trips = [probe.echo(topic, secrets.token_bytes(64)) for _ in range(15)]
     assert sorted(trips)[7] < 0.025
+
+
+def test_an_operator_elsewhere_throws_a_device_out(served, control, tmp_path):
+    """On a machine that has neither the broker's folder nor a coordinator: an operator's own account is enough."""
+    for account in ("op-alice", "dev7", "dev7.infer"):
+        password = generate_password()
+        control.add(account, password)
+        served.folder.write_account(account, password)
+    login = served.folder.login("dev7")
+    laptop = tmp_path / "op-alice"
+    shutil.copytree(served.folder.account_folder("op-alice"), laptop)
+    alice, nobody = Hsee(laptop), Hsee(served.folder.account_folder("dev7"))
+    try:
+        with Probe(login) as probe:
+            settle(probe, served.topics)
+            would = alice.run("device", "remove", "dev7", "--dry-run", "--json")
+            assert json.loads(would.out)["would_revoke"] == ["dev7", "dev7.infer"], would.describe()
+            removed = alice.start("device", "remove", "dev7", "--yes", "--json")
+            assert probe.wait_until(lambda: isinstance(probe.lost, BrokerLoginError), 30.0)
+            assert removed.end() == 0, removed.describe()
+        assert json.loads(removed.out)["revoked"] == ["dev7", "dev7.infer"]
+        listed = alice.run("broker", "user", "list", "--json")
+        names = [entry["account"] for entry in json.loads(listed.out)["accounts"]]
+        assert "op-alice" in names
+        assert "dev7" not in names
+        itself = alice.run("broker", "user", "remove", "op-alice", "--yes")
+        assert (itself.end(), "remove itself" in itself.err) == (2, True), itself.describe()
+        # No other account has a say, and it is told what is missing.
+        refused = nobody.run("device", "remove", "dev1", "--yes")
+        assert (refused.end(), "no broker's folder" in refused.err) == (2, True), refused.describe()
+    finally:
+        alice.kill_all()
+        nobody.kill_all()
+        control.remove("op-alice")
+        served.folder.remove_account("op-alice")

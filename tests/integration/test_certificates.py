@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from tests.e2e.processes import Hsee
 from tests.integration.grants_by_hand import settle
@@ -290,3 +291,20 @@ def test_files_that_can_not_be_are_named(served, tmp_path):
         )
     with pytest.raises(BrokerError):
         Probe(replace(served.folder.login("dev1"), tls=False, ca_file=None, cert_file=None))
+
+
+def test_a_certificate_whose_account_was_removed_elsewhere_is_revoked_before_its_name_is_given_again(
+    served, control
+):
+    folder = served.folder
+    control.add("dev6")
+    folder.write_account("dev6", "")
+    certificate = (folder.path / "certificates" / "dev6.pem").read_bytes()
+    folder.require_fresh("dev6", control)
+    assert (folder.path / "certificates" / "dev6.pem").read_bytes() == certificate, "it is in use"
+    control.remove("dev6")  # by an operator who has no such folder
+    with pytest.raises(UsageError, match="has not read that yet"):
+        folder.require_fresh("dev6", control)
+    serial = x509.load_pem_x509_certificate(certificate).serial_number
+    revoked = x509.load_pem_x509_crl((folder.path / "revoked.pem").read_bytes())
+    assert revoked.get_revoked_certificate_by_serial_number(serial) is not None

@@ -270,6 +270,10 @@ class BrokerFolder:
             control: of the running broker.
         Raises: UsageError: the broker has not been started since, or does not say.
         """
+        if account in control.accounts():
+            return  # it is nothing to be added
+        if (self.path / "certificates" / f"{account}.pem").is_file():
+            self.remove_account(account)  # removed at the broker by an operator elsewhere
         if not self._revoked(account).is_file():
             return
         uptime_s = control.uptime_s()

@@ -80,6 +80,11 @@ class DynamicSecurity:
         self._topics = topics
         probe.subscribe(CONTROL_ANSWERS)
 
+    @property
+    def account(self) -> str:
+        """The operator's own."""
+        return self._probe.address.username
+
     def accounts(self) -> list[str]:
         """List the accounts.
 

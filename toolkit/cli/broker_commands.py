@@ -267,12 +267,12 @@ def user_remove(
 
     Example: hsee broker user remove hall-camera --yes
     """
-    if operator in accounts:
-        raise UsageError(
-            f"{operator!r} is the account that would remove itself.",
-            hint="Act as another operator: --as op-NAME",
-        )
-    with control_of(folder, broker, operator) as (opened, control):
+    with control_from_here(folder, broker, operator) as (opened, control):
+        if control.account in accounts:
+            raise UsageError(
+                f"{control.account!r} is the account that would remove itself.",
+                hint="Act as another operator: --as op-NAME",
+            )
         known = control.accounts()
         if missing := [name for name in accounts if name not in known]:
             raise UsageError(
@@ -284,12 +284,13 @@ def user_remove(
                 confirm(f"Remove {', '.join(accounts)} and cut them off?")
             for account in accounts:
                 control.remove(account)
-                opened.remove_account(account)
+                if opened is not None:
+                    opened.remove_account(account)
     if json:
         emit_json({"removed": [] if dry_run else accounts, "would_remove": accounts if dry_run else []})
         return
     typer.echo(f"{'Would remove' if dry_run else 'Removed and cut off'}: {', '.join(accounts)}")
-    if opened.record.by_certificate and not dry_run:
+    if opened is not None and opened.record.by_certificate and not dry_run:
         typer.echo(UNTIL_RESTART)
 
 
@@ -307,7 +308,7 @@ def user_list(
     """
     from toolkit.access.accounts import kind_of
 
-    with control_of(folder, broker, operator) as (opened, control):
+    with control_from_here(folder, broker, operator) as (opened, control):
         rows = []
         for account in control.accounts():
             try:
@@ -316,7 +317,8 @@ def user_list(
                 state = "as it should be"
             except (UsageError, BrokerError) as exc:
                 kind, state = "unknown", exc.message
-            rows.append([account, kind, state, opened.account_folder(account).is_dir()])
+            here = opened is not None and opened.account_folder(account).is_dir()
+            rows.append([account, kind, state, here])
     names = ["account", "kind", "grants", "password_here"]
     if json:
         emit_json({"accounts": [dict(zip(names, row, strict=True)) for row in rows]})
@@ -336,7 +338,7 @@ def user_refresh(
 
     Example: hsee broker user refresh
     """
-    with control_of(folder, broker, operator) as (_, control):
+    with control_from_here(folder, broker, operator) as (_, control):
         accounts = control.accounts()
         for account in accounts:
             control.grant(account)
@@ -363,6 +365,32 @@ def control_of(
     address = parse_broker(broker, ca_file=opened.path / "ca.pem") if broker else None
     with Probe(opened.login(operator, address)) as probe:
         yield opened, DynamicSecurity(probe, opened.topics)
+
+
+@contextmanager
+def control_from_here(
+    folder: Path, broker: str | None, operator: str
+) -> Iterator[tuple[BrokerFolder | None, DynamicSecurity]]:
+    """Log in as an operator: by the broker's folder, or where there is none by the settings of an operator's own account.
+
+    Yields: the folder, None where there is none; the broker's accounts.
+    Raises: BrokerError: it can't be reached, or refuses. UsageError: there is neither.
+    """
+    from toolkit.access.accounts import OPERATOR_PREFIX
+    from toolkit.access.broker_folder import RECORD
+    from toolkit.access.dynamic_security import DynamicSecurity
+    from toolkit.access.probe import Probe
+    from toolkit.config import load_config
+    from toolkit.link.connect import broker_of
+    from toolkit.wire.topics import Topics
+
+    settings = load_config({"broker.address": broker})
+    if (folder / RECORD).exists() or not settings.broker.username.startswith(OPERATOR_PREFIX):
+        with control_of(folder, broker, operator) as found:
+            yield found
+        return
+    with Probe(broker_of(settings)) as probe:
+        yield None, DynamicSecurity(probe, Topics(settings.fleet.name))
 
 
 def _start_commands(folder: BrokerFolder, program: str | None) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from toolkit.cli.broker_commands import (
     Folder,
     MovedBroker,
     Operator,
-    control_of,
+    control_from_here,
 )
 from toolkit.cli.options import Home, Json, home_of
 from toolkit.cli.output import confirm, emit_json, table
@@ -168,7 +168,8 @@ def remove(
 ) -> None:
     """Throw a device out: its accounts at the broker are revoked, its connections cut at once, its names forgotten.
 
-    A run that it takes part in goes on without it. What was trained on its data stays trained.
+    A run that it takes part in goes on without it. What was trained on its data stays trained. It works from the folder
+    of the broker, or on any machine in the folder of an operator's account.
 
     Example: hsee device remove hall-camera --folder broker
     """
@@ -207,7 +208,7 @@ def _revoke(
         raise UsageError(
             f"{device!r} is not a device's account.", hint=f"For others: hsee broker user remove {device}"
         )
-    with control_of(folder, broker, operator) as (opened, control):
+    with control_from_here(folder, broker, operator) as (opened, control):
         known = control.accounts()
         accounts = [name for name in (device, device + INFER_SUFFIX) if name in known]
         if not accounts:
@@ -221,7 +222,8 @@ def _revoke(
                 confirm(f"Revoke {', '.join(accounts)}, cut them off and forget {device}?")
             control.remove_device(device)
             for account in accounts:
-                opened.remove_account(account)
+                if opened is not None:
+                    opened.remove_account(account)
             _forget(device, home)
     return accounts
 
