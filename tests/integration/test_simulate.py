@@ -12,8 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from coordinator.events import RoundClosed
+from coordinator.events import Ended, RoundClosed
 from coordinator.ledger import Void, read_ledger
+from coordinator.run_record import read_record
 from toolkit.cli.app import app
 from toolkit.config import Run
 from toolkit.errors import CutError, HseeError, RunError, UsageError
@@ -154,6 +155,27 @@ def test_a_simulation_that_was_cut_off_comes_to_what_it_would_have(strategy, opt
     assert rounds == [3, 4]
     assert digests(again) == digests(through)
     assert again.devices[0].compute_s == pytest.approx(through.devices[0].compute_s)
+
+
+@pytest.mark.parametrize("transport", ["memory", "mqtt"])
+@pytest.mark.parametrize("last_event", [RoundClosed, Ended])
+def test_cut_off_when_all_is_trained_it_is_only_evaluated(transport, last_event, scenario, tmp_path):
+    scenario = msgspec.structs.replace(scenario, transport=transport)
+
+    through = run(scenario, tmp_path / "through")
+
+    def cut_off_at_the_end(event):
+        at_last_round = isinstance(event, RoundClosed) and event.report.round == scenario.run.rounds
+        if isinstance(event, last_event) and (at_last_round or last_event is Ended):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(scenario, tmp_path / "cut", observe=cut_off_at_the_end)
+    events = []
+    again = run(scenario, tmp_path / "cut", observe=events.append)
+    assert not any(isinstance(event, RoundClosed) for event in events)
+    assert digests(again) == digests(through)
+    assert read_record(tmp_path / "cut").status == "finished"
 
 
 def test_devices_that_were_ahead_of_the_server_when_it_was_cut_off_go_back(scenario, tmp_path, monkeypatch):

@@ -149,6 +149,11 @@ class SimulatedFleet:
         )
         return member.agent
 
+    def has_heard(self, name: str) -> bool:
+        """Whether a device knows that the run is over; one whose process was never in it has nothing to hear."""
+        agent = self.members[name].agent
+        return agent is None or agent.over or not agent.cut
+
     def close(self) -> None:
         """Let every device's folder go."""
         for member in self.members.values():

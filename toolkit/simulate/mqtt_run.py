@@ -134,7 +134,7 @@ def _run(fleet: SimulatedFleet, address: BrokerAddress, passwords: dict[str, str
 
 def _take_turns(fleet: SimulatedFleet, coordinator: Coordinator, devices: dict[str, _Device]) -> None:
     deadline_s, seen = float("inf"), 0
-    while not coordinator.over or not all(device.agent.over for device in devices.values()):
+    while not coordinator.over or not all(map(fleet.has_heard, devices)):
         if not coordinator.over:
             n_moves = fleet.n_moves
             coordinator.poll(0.0 if n_moves != seen else IDLE_S)

@@ -77,7 +77,7 @@ class _Schedule:
             if not self._coordinator.over:
                 self._move(actor)
             elif actor is not self._server:
-                if all(a.mover.over for a in self._devices.values()):
+                if all(map(self._fleet.has_heard, self._devices)):
                     break
                 if time_s > self._server.clock.now_s + AFTERMATH_S:
                     raise RunError("Devices have not heard that the simulated run is over.")
