@@ -3,7 +3,7 @@
     python -m tests.faults.stubs --broker HOST:PORT --first 0 --count 100
 
 Each rendering is a function of (device, round, seq), so that a batch made again is the same. Prints a JSON line once all
-have their job, and one at the end.
+have their job, one at the end, and at SIGUSR1 one with the times from step to step since the last such line.
 """
 
 from __future__ import annotations
@@ -94,6 +94,22 @@ class KeptClient(mqtt._Client):
         self._clean_session = False
 
 
+stepped_s: list[tuple[str, float]] = []
+"""Each training step of this process since it was asked last: whose, and when."""
+
+
+def take_intervals() -> list[float]:
+    """Seconds from step to step of each device, waiting for credit and for the next round included."""
+    last: dict[str, float] = {}
+    found = []
+    for device, at_s in stepped_s:
+        if device in last:
+            found.append(at_s - last[device])
+        last[device] = at_s
+    stepped_s.clear()
+    return found
+
+
 class StubTrainer:
     """Makes numbers up; ``pace_s`` is what a step takes, ``poison`` what stands in every third batch."""
 
@@ -113,6 +129,7 @@ class StubTrainer:
 
     def train_next(self) -> Batch:
         time.sleep(self._pace_s)
+        stepped_s.append((self._device, time.monotonic()))
         self.seq += 1
         self.n_steps += 1
         return self._batch(self.seq, remade=False)
@@ -205,6 +222,7 @@ def main() -> int:
     pairs = [make_agent(args, number) for number in numbers]
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: report({"intervals": take_intervals()}))
     for agent, _ in pairs:
         agent.start()
     joined_s = 0.0
