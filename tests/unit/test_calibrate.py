@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -294,6 +295,23 @@ def test_the_drawing_is_plain_svg_that_runs_nothing(tmp_path):
     assert not {"script", "image", "foreignObject", "a"} & tags
     assert "allowed: 2" in svg
     assert svg.count("http") == 1
+
+
+def test_whoever_opens_the_file_alone_reads_the_threshold_that_holds(tmp_path):
+    bundle, _, _ = one_exit_bundle(tmp_path / "b", reference=oracle)
+    before = bundle.read("segment1.onnx")
+    done = calibrate(bundle, None, target_drop=2.0, now=lambda: NOW)
+    exit_ = done.bundle.manifest.segments[0].exit
+    after = onnx.load_from_string(done.bundle.read("segment1.onnx"))
+    properties = {entry.key: entry.value for entry in after.metadata_props}
+    assert float(properties["hsee.threshold"]) == pytest.approx(exit_.policy.threshold, rel=1e-5)
+    assert float(properties["hsee.temperature"]) == pytest.approx(exit_.policy.temperature, rel=1e-5)
+    assert (properties["hsee.exit"], properties["hsee.policy"]) == (exit_.name, "entropy")
+    again = calibrate(done.bundle, None, target_drop=5.0, now=lambda: NOW)
+    entries = onnx.load_from_string(again.bundle.read("segment1.onnx")).metadata_props
+    assert len(entries) == len(properties)  # replaced, not added
+    del after.metadata_props[:]
+    assert after.SerializeToString() == before
 
 
 @pytest.mark.parametrize("target", [0.3, 1.0, 2.0, 60.0])

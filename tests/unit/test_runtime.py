@@ -222,6 +222,8 @@ def test_wrong_samples_say_what_was_expected(tmp_path):
     bad[2, 1] = np.nan
     with pytest.raises(DataError, match="Sample 2"):
         model(bad)
+    with pytest.raises(DataError, match="it was given a list"):
+        model([[1.0, 2.0, 3.0]])
     assert len(model(X[:0])) == 0
 
 

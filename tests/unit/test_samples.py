@@ -240,6 +240,9 @@ def test_folders_of_pictures(tmp_path):
     samples = read(tmp_path / "flat")
     assert samples.names == ("a.PNG", "b.png")
     assert samples.labels is None
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds no pictures, neither by themselves nor in class folders"):
+        read(tmp_path / "empty")
 
 
 def test_class_folders_give_labels_by_name(tmp_path):

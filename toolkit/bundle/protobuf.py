@@ -41,6 +41,18 @@ def fields(message: memoryview) -> Iterator[tuple[int, Value]]:
         at += length
 
 
+def encode_field(number: int, value: int | bytes | memoryview) -> bytes:
+    """Write a field back: a varint, or bytes; messages with fixed-width fields are not for this.
+
+    Args:
+        number: of the field.
+        value: as :func:`fields` gave it, or new.
+    """
+    if isinstance(value, int):
+        return _encode_varint(number << 3 | VARINT) + _encode_varint(value)
+    return _encode_varint(number << 3 | BYTES) + _encode_varint(len(value)) + bytes(value)
+
+
 def integers(value: Value) -> list[int]:
     """Signed integers of a repeated field: one, or several packed.
 
@@ -85,6 +97,15 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
             return result & 0xFFFF_FFFF_FFFF_FFFF, at + i + 1
     msg = "a number without an end"
     raise ValueError(msg)
+
+
+def _encode_varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def _signed(number: int) -> int:

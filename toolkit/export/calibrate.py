@@ -25,6 +25,7 @@ from toolkit.export.chain import exits_of_bundle, load_chain
 from toolkit.export.curve_svg import curve_svg
 from toolkit.export.drop_bound import BOUND, samples_needed
 from toolkit.export.kept_samples import KeptSamples, read_kept, sample_ids
+from toolkit.export.onnx_metadata import exit_properties, with_properties
 from toolkit.export.temperature import fit_temperature
 from toolkit.export.threshold_curve import Leg, Reference, choose_point, trace_curve
 from toolkit.export.timing import interleaved_ms
@@ -232,6 +233,7 @@ def _write(
         f"calibrated {record.created[:10]} on {record.n_samples} {record.data}: drop {point.drop:.2f} points, at most "
         f"{point.drop_upper:.2f} at 95 % (allowed {record.target_drop:g}), against {record.reference}"
     )
+    files = {name: bundle.read(name) for name in bundle.manifest.files if name != CARD_FILE}
     segments = []
     found = zip(temperatures, measured, strict=True)
     for segment in bundle.manifest.segments:
@@ -244,7 +246,9 @@ def _write(
         )
         exit_ = msgspec.structs.replace(segment.exit, policy=policy, measured=accuracy)
         segments.append(msgspec.structs.replace(segment, exit=exit_))
+        for variant in segment.variant_names:
+            file = segment.file_of(variant)
+            files[file] = with_properties(files[file], exit_properties(exit_))
     manifest = msgspec.structs.replace(bundle.manifest, segments=segments, calibration=record)
-    files = {name: bundle.read(name) for name in bundle.manifest.files if name != CARD_FILE}
     files[CURVE_FILE] = curve_svg(record).encode()
     return write_bundle(bundle.folder, manifest, files, replace=True)

@@ -40,6 +40,7 @@ from toolkit.export.graph import (
     to_onnx,
 )
 from toolkit.export.kept_samples import CALIBRATION_FILE, KeptSamples, encode_kept, sample_ids
+from toolkit.export.onnx_metadata import exit_properties
 from toolkit.export.parity import Parity, check_parity
 from toolkit.export.quantize import Comparison, compare_int8
 from toolkit.export.report import ExportReport, SegmentReport, VariantReport
@@ -374,15 +375,9 @@ def _metadata(trained: Trained, record: Segment) -> dict[str, str]:
         "std": trained.std,
     }
     readable = {name: json.dumps(value, ensure_ascii=False) for name, value in properties.items()}
-    exit_ = record.exit
-    told = (
-        {} if exit_ is None else {"hsee.exit": exit_.name, "hsee.threshold": f"{exit_.policy.threshold:.6g}"}
-    )
-    if exit_ is not None and exit_.measured is not None:
-        told["hsee.accuracy"] = f"{exit_.measured.accuracy:.6f}"
     return {
         **readable,
-        **told,
+        **({} if record.exit is None else exit_properties(record.exit)),
         "hsee.run_id": trained.provenance.run,
         "hsee.cut": trained.provenance.cut,
         "hsee.version": __version__,

@@ -346,6 +346,11 @@ class Cascade:
             return None
 
     def _checked(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        if not isinstance(x, np.ndarray):
+            raise DataError(
+                f"The model takes samples as a numpy array; it was given a {type(x).__name__}.",
+                hint="Make one of them: np.asarray(samples, np.float32).",
+            )
         if x.shape == self.input_shape:
             x = x[None]
         if x.shape[1:] != self.input_shape:

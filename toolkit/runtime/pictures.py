@@ -33,10 +33,10 @@ def read_picture(path: Path, *, fit: Sequence[int] | None = None) -> NDArray[np.
         DataNotFoundError, DataError: missing, damaged, truncated, too large, or not a picture.
         MissingPartError: Pillow is not installed.
     """
+    file_bytes(path)
     require("PIL", part="pictures", purpose="Reading pictures")
     from PIL import Image
 
-    file_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

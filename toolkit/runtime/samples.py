@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError, ShapeError
+from toolkit.errors import DataError, DataNotFoundError, ShapeError
 from toolkit.runtime.arrays import MAX_FILE_BYTES, damaged, file_bytes, open_npy, open_npz, scale
 from toolkit.runtime.camera import CAMERA, camera_frames
 from toolkit.runtime.labels import Sample, label_index
@@ -184,7 +184,16 @@ def _folder_pictures(
     path: Path, shape: tuple[int, ...], class_names: Sequence[str] | None, *, fit: bool
 ) -> Iterator[Sample]:
     loose = list_pictures(path)
-    classes = {None: loose} if loose else list_class_folders(path)
+    try:
+        classes = {None: loose} if loose else list_class_folders(path)
+    except DataNotFoundError:
+        raise
+    except DataError as exc:
+        raise DataError(
+            f"{path} holds no pictures, neither by themselves nor in class folders.",
+            hint=f"Pictures end in {', '.join(PICTURE_SUFFIXES)}; arrays and tables are given by file.",
+            path=str(path),
+        ) from exc
     for name, pictures in classes.items():
         label = None
         if name is not None and class_names is not None:
