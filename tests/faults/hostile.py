@@ -101,7 +101,7 @@ def flooded(scene: Scene) -> str:
     flooder = scene.hsee.python("-m", "tests.faults.flooder", "--broker", f"127.0.0.1:{port}", "--run", RUN)
     coordinator.wait_for("Refused a message on")
     steps: dict[bool, list[float]] = {False: [], True: []}
-    for turn in range(6 * scene.scale):
+    for turn in range(4 * scene.scale):
         is_loud = turn % 2 == 0
         flooder.signal(signal.SIGCONT if is_loud else signal.SIGSTOP)
         intervals(stubs[1])

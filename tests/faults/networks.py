@@ -44,6 +44,12 @@ def network_gone(scene: Scene) -> str:
     )
 
 
+def restarted(broker: Mosquitto) -> None:
+    """Stop a broker in order and start it: it has what it kept."""
+    broker.stop()
+    broker.start()
+
+
 def wiped(broker: Mosquitto) -> None:
     """Stop a broker in order, and start it without what it kept."""
     broker.stop()
@@ -66,6 +72,7 @@ def sessions(scene: Scene) -> str:
         ]
         losses: list[tuple[str, Callable[[], None]]] = [
             ("kept", honest.tear),
+            ("kept on disk", partial(restarted, broker)),
             ("wiped", partial(wiped, broker)),
             ("lost", broker.restart),
             ("claimed", lying.tear),

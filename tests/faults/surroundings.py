@@ -10,7 +10,7 @@ from tests.faults.scene import Scene
 @row("F3", "a long step never costs a keep-alive")
 def long_step(scene: Scene) -> str:
     broker = scene.broker()
-    step_s, keep_alive_s = (6.0, 2) if scene.scale == 1 else (60.0, 20)
+    step_s, keep_alive_s = (4.0, 2) if scene.scale == 1 else (60.0, 20)
     stubs = scene.stubs(broker.address.port, 1, pace=step_s, keep_alive=keep_alive_s)
     coordinator = scene.serve(broker.address.port, devices=1, rounds=1, round_steps=2)
     scene.ended_well(coordinator, stubs, cap_s=90.0 + 5 * step_s)
