@@ -13,7 +13,7 @@ from coordinator.server import Coordinator
 from coordinator.underway import Underway
 from device_agent.agent import Agent
 from device_agent.sending import Sender
-from tests.faults.sim.world import Makers
+from tests.faults.sim.stage import Makers
 from toolkit.wire import chunks, payloads, session
 from toolkit.wire.messages import Hello, State
 

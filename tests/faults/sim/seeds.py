@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.faults.sim.scenario import scenario_of
-from tests.faults.sim.world import History, Makers, World
+from tests.faults.sim.stage import Makers
+from tests.faults.sim.world import History, World
 
 
 @dataclass

@@ -12,7 +12,8 @@ from tests.faults.sim.mutants import MUTANTS
 from tests.faults.sim.net import Weather
 from tests.faults.sim.scenario import Failpoint, Fault, Kind, Scenario, scenario_of
 from tests.faults.sim.seeds import run_seed, run_seeds
-from tests.faults.sim.world import SERVER_STEP_S, World
+from tests.faults.sim.stage import SERVER_STEP_S
+from tests.faults.sim.world import World
 from toolkit.failpoints import FAILPOINTS
 
 N_SEEDS = int(os.environ.get("HSEE_SEEDS", "300"))
