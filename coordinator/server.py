@@ -31,10 +31,9 @@ from coordinator.roll import Roll
 from coordinator.round_course import RoundCourse
 from coordinator.run_folder import RunFolder
 from coordinator.run_record import Status
-from coordinator.server_model import ServerModel
 from coordinator.service import Service
 from coordinator.strategy.catalogue import make_strategy
-from coordinator.underway import Model, Underway, take_up
+from coordinator.underway import Makes, Underway, take_up
 from coordinator.windows import WAITING_BUDGET_BYTES
 from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, RemoteProtocolError
@@ -64,7 +63,7 @@ class Coordinator:
         observe: takes each event of the run.
         device: torch device of the server's steps.
         planner: decides the cuts; by default from the devices' profiles.
-        make_model: makes the server's model.
+        makes: what the run is computed with.
         services: what rides beside training; closed with the coordinator.
         waiting_bytes: of activations that may wait in memory, all devices together.
         connect_s: how long the first connection may take; later ones are tried for ever.
@@ -81,7 +80,7 @@ class Coordinator:
         observe: Callable[[RunEvent], None],
         device: torch.device | str = "cpu",
         planner: Planner | None = None,
-        make_model: Callable[..., Model] = ServerModel,
+        makes: Makes = Makes(),  # noqa: B008 - frozen
         services: Sequence[Service] = (),
         waiting_bytes: int = WAITING_BUDGET_BYTES,
         connect_s: float = CONNECT_S,
@@ -97,7 +96,7 @@ class Coordinator:
         make_strategy(
             settings.strategy, settings.strategy_options
         )  # a wrong name is told before anything begins
-        self._make_model = make_model
+        self._makes = makes
         self._services = tuple(services)
         self._waiting_bytes = waiting_bytes
         self._generation, self._ledger = folder.open_checkpoint()
@@ -289,7 +288,7 @@ class Coordinator:
         self._underway = take_up(
             state,
             record=self._ledger.append,
-            make_model=self._make_model,
+            makes=self._makes,
             scratch=self._folder.path / SCRATCH,
             device=self._device,
             turn_s=self._settings.turn_s or self._settings.round_deadline_s / (len(state.jobs) + 1),

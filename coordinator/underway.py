@@ -17,6 +17,7 @@ from coordinator.ledger import Entry
 from coordinator.rounds import RoundLoop
 from coordinator.segments import Segments
 from coordinator.server_logits import ServerLogits
+from coordinator.server_model import ServerModel
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.trainer import Trainer
 from coordinator.windows import WAITING_BUDGET_BYTES, Windows
@@ -55,6 +56,19 @@ class Model(Trainer, Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Makes:
+    """What a run is computed with.
+
+    Attributes:
+        model: makes the server's model.
+        segments: makes what gathers the devices' segments, where they are made one.
+    """
+
+    model: Callable[..., Model] = ServerModel
+    segments: Callable[..., Segments] = Segments
+
+
 @dataclass(slots=True)
 class Underway:
     """What is committed, the loop over it, and the model that it trains."""
@@ -73,7 +87,7 @@ def take_up(
     state: CommittedState,
     *,
     record: Callable[[Entry], None],
-    make_model: Callable[..., Model],
+    makes: Makes,
     scratch: Path,
     device: torch.device | str,
     turn_s: float,
@@ -84,7 +98,7 @@ def take_up(
     Args:
         state: planned, with no round closed yet or some.
         record: takes each ledger entry.
-        make_model: makes the server's model.
+        makes: what it is computed with.
         scratch: folder for what does not fit the memory.
         device: torch device of the server's steps.
         turn_s: longest turn of a device in a strategy with an order.
@@ -94,7 +108,7 @@ def take_up(
     job = state.common
     synchronises = job.sync.mode != "none"
     strategy = make_strategy(state.strategy, state.strategy_options)
-    model = make_model(
+    model = makes.model(
         job.model,
         cuts=state.cuts,
         optimizer=job.optimizer,
@@ -103,7 +117,9 @@ def take_up(
         strategy=strategy,
         scratch=scratch,
         device=device,
-        segments=Segments(state.jobs, bn=strategy.copy_rules.bn, scratch=scratch) if synchronises else None,
+        segments=makes.segments(state.jobs, bn=strategy.copy_rules.bn, scratch=scratch)
+        if synchronises
+        else None,
         server=state.server,
         logits=ServerLogits() if job.from_server.weight else None,
     )

@@ -15,6 +15,7 @@ from coordinator.planning import GivenCuts
 from coordinator.run_folder import RunFolder
 from coordinator.server import Coordinator
 from coordinator.server_model import ServerModel
+from coordinator.underway import Makes
 from toolkit.config import load_config
 from toolkit.link.connect import make_link
 from toolkit.profile.limits import parse_limits
@@ -117,7 +118,7 @@ def run_fleet(home, address, boards, *, batch_size, steps, rounds, distant=False
         clock=time.monotonic,
         observe=watch.observe,
         planner=GivenCuts({name: cut for name, (_, cut) in boards.items()}),
-        make_model=DistantServer if distant else ServerModel,
+        makes=Makes(model=DistantServer if distant else ServerModel),
     )
     try:
         coordinator.start()

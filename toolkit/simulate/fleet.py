@@ -13,6 +13,7 @@ import msgspec
 from coordinator.events import RoundClosed, RunEvent
 from coordinator.run_folder import RunFolder
 from coordinator.server import Coordinator
+from coordinator.underway import Makes
 from device_agent.agent import Agent
 from device_agent.local_data import LocalData
 from device_agent.sending import Conduct
@@ -112,12 +113,14 @@ class SimulatedFleet:
             observe=self._on_event,
             device=choose_compute(self.settings.compute),
             planner=planner_of(self.scenario),
-            make_model=partial(
-                PacedServerModel,
-                clock=self.server_clock,
-                step_s=self.times.server_step_s,
-                batch_size=self.settings.batch_size,
-                numerics=self.scenario.numerics,
+            makes=Makes(
+                model=partial(
+                    PacedServerModel,
+                    clock=self.server_clock,
+                    step_s=self.times.server_step_s,
+                    batch_size=self.settings.batch_size,
+                    numerics=self.scenario.numerics,
+                )
             ),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -12,9 +13,10 @@ from typing import Any
 from coordinator.events import RoundClosed, RunEvent
 from coordinator.run_folder import RunFolder
 from coordinator.server import Coordinator
+from coordinator.underway import Makes
 from device_agent.sending import Conduct
 from device_agent.state import DeviceFolder
-from tests.faults.sim.models import ChainCourse, ChainModel, ChainPlanner
+from tests.faults.sim.models import ACTIVATION_LIMIT, ChainCourse, ChainModel, ChainPlanner, ChainSegments
 from tests.faults.sim.net import SimLink
 from tests.faults.sim.stage import (
     CHUNK_BYTES,
@@ -55,25 +57,27 @@ class Cast(Stage):
             seed=scenario.seed,
             batch_size=2,
             classes=["a", "b"],
+            activation_limit=ACTIVATION_LIMIT,
         )
 
-    def _start_coordinator(self) -> None:
-        if "coordinator" in self._processes:
+    def _start_coordinator(self, name: str = "coordinator") -> None:
+        """Start a coordinator; a ``rival`` is one from a copy of the other's disk, elsewhere."""
+        if name in self._processes:
             return
-        disk = self._disk("coordinator")
+        disk = self._disk(name)
         process: Process
         try:
             folder = RunFolder(FOLDER, RUN, disk=disk)
             term = folder.record.term + 1
             link = self._link(
-                "coordinator",
+                name,
                 will=(TOPICS.bridge_state, encode_word(BridgeWord("offline", RUN, term))),
                 published=self._tape.coordinator_published,
             )
-            process = Process("coordinator", None, link, self.now_s)  # type: ignore[arg-type]
+            process = Process(name, None, link, self.now_s)  # type: ignore[arg-type]
             self._acting = process
-            self._processes["coordinator"] = process
-            self._n_started["coordinator"] += 1
+            self._processes[name] = process
+            self._n_started[name] += 1
             process.mover = self._makers.coordinator(
                 link,
                 topics=TOPICS,
@@ -81,15 +85,18 @@ class Cast(Stage):
                 settings=self._settings(),
                 clock=lambda: process.now_s + self._clock_offsets.get("coordinator", 0.0),
                 observe=self._observe,
-                planner=ChainPlanner(self._lists),
+                planner=ChainPlanner(self._lists, sync_every=self._scenario.sync_every),
                 waiting_bytes=self._scenario.waiting_bytes,
-                make_model=lambda *_args, strategy, **_kwargs: ChainModel(
-                    strategy=strategy, spend=process.spend, step_s=SERVER_STEP_S
+                makes=Makes(
+                    model=lambda *_args, strategy, segments, **_kwargs: ChainModel(
+                        strategy=strategy, segments=segments, spend=process.spend, step_s=SERVER_STEP_S
+                    ),
+                    segments=partial(ChainSegments, made=self._tape.made),  # type: ignore[arg-type]
                 ),
                 connect_s=FOR_EVER_S,
             )
             n_damaged = sum(name.endswith(".aside") for name in disk.names(FOLDER / "checkpoints"))
-            if n_damaged and not self._rotten:
+            if n_damaged > self._n_rewound + self._rotten:
                 self._tape.problems.append("(R2) a checkpoint was torn, and no bit rotted")
             process.mover.start()
             underway = process.mover._underway
@@ -97,7 +104,7 @@ class Cast(Stage):
         except CrashedError:
             return
         except MachineError:
-            self._kill("coordinator", power=False)
+            self._kill(name, power=False)
             self._at(self.now_s + 5.0, self._start_coordinator)
             return
         except HseeError as exc:
@@ -134,6 +141,8 @@ class Cast(Stage):
                 n_train=n_train,
                 n_eval=n_eval,
                 fingerprint=fingerprint,
+                unfit_every=self._scenario.unfit.get(device, 0),
+                taken=self._tape.taken,
                 spend=process.spend,
                 step_s=self._scenario.step_s[device],
                 folder=DeviceFolder(Path("/home") / device, disk=disk),
@@ -160,7 +169,7 @@ class Cast(Stage):
             measure=lambda _request: "",
             clock=lambda: process.now_s + self._clock_offsets.get(name, 0.0),
             say=lambda _line: None,
-            conduct=Conduct(chunk_bytes=CHUNK_BYTES, draw=drawn.randbytes),
+            conduct=Conduct(accept_weights="coordinator", chunk_bytes=CHUNK_BYTES, draw=drawn.randbytes),
             connect_s=FOR_EVER_S,
         )
         self._processes[name] = process
@@ -175,16 +184,17 @@ class Cast(Stage):
         published: Callable[[str, bytes], None],
         client_id: str = "",
     ) -> SimLink:
+        def mine() -> Process | None:
+            return next((each for each in self._processes.values() if each.link is link), None)
+
         def wake(at_s: float) -> None:
-            process = self._processes.get(name)
-            if process is not None and process.link is link:
+            process = mine()
+            if process is not None:
                 self._wake(process, at_s)
 
         def clock() -> float:
-            process = self._processes.get(name)
-            return (
-                max(self.now_s, process.now_s) if process is not None and process.link is link else self.now_s
-            )
+            process = mine()
+            return self.now_s if process is None else max(self.now_s, process.now_s)
 
         link = SimLink(self._hub, client_id or name, clock=clock, wake=wake, will=will, published=published)
         return link
@@ -198,9 +208,23 @@ class Cast(Stage):
             self._disk(name).cut_power(self._rng)
         else:
             self._disk(name).kill()
+        if name == "coordinator":
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """The coordinator is gone: its rival, if there is one, is the run's from here on."""
+        rival = self._processes.pop("rival", None)
+        if rival is not None:
+            self._disks["coordinator"] = self._disks.pop("rival")
+            rival.name = "coordinator"
+            self._processes["coordinator"] = rival
+            self._n_started["coordinator"] += 1
 
     def _end(self, process: Process) -> None:
         """A process that is over leaves by itself."""
+        if isinstance(process.mover, Coordinator) and "rival" in self._processes:
+            self._kill(process.name, power=False)
+            return
         if isinstance(process.mover, Coordinator):
             self._is_over = True
             self.held |= held_by(process.mover)
@@ -236,6 +260,9 @@ class Cast(Stage):
         if isinstance(exc, MachineError):
             self._kill(process.name, power=False)
             self._at(self.now_s + 5.0, self._starter(process.name))
+            return
+        if process.name == "coordinator" and "rival" in self._processes and isinstance(exc, RunError):
+            self._kill(process.name, power=False)
             return
         self._tape.problems.append(f"{process.name}: {type(exc).__name__}: {exc}")
 

@@ -17,13 +17,15 @@ from coordinator.strategy.base import PooledBatch, Strategy, SubBatch
 from device_agent.course import Course, Cursor
 from toolkit.config import Run
 from toolkit.errors import CheckpointError
-from toolkit.wire.job import Job, ModelSpec
-from toolkit.wire.messages import Hello
+from toolkit.wire.job import Job, ModelSpec, SyncSpec
+from toolkit.wire.messages import Hello, Lowered
 from toolkit.wire.payloads import Batch
+from toolkit.wire.weights import FlatWeights, RowLengths, to_weights
 
 CUT = "stem"
 WIDTH = 4
 BATCH_SIZE = 2
+ACTIVATION_LIMIT = 1000.0
 BATCH_BYTES = BATCH_SIZE * (4 * WIDTH + 8)
 """A batch in the coordinator's memory: activations and labels."""
 SPACE = 2**256
@@ -48,15 +50,61 @@ def total(copies: Mapping[str, str], weights: Mapping[str, int]) -> str:
     return f"{sum(weight * int(copies[device], 16) for device, weight in weights.items()) % SPACE:064x}"
 
 
+def in_numbers(state: str) -> FlatWeights:
+    """A chain's state as weights: 16 numbers of two bytes each, which float32 holds exactly."""
+    values = np.frombuffer(bytes.fromhex(state), "<u2").astype(np.float32)
+    return FlatWeights(values, np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+def from_numbers(weights: FlatWeights) -> str:
+    return weights.values.astype("<u2").tobytes().hex()
+
+
+class ChainLayout:
+    """``toolkit.nn.layout.SegmentLayout`` of a chain."""
+
+    lengths = RowLengths(16, 0, 0)
+
+    def named(self, weights: FlatWeights) -> dict[str, str]:
+        return {"chain": from_numbers(weights)}
+
+
+class ChainSegments:
+    """``coordinator.segments.Segments`` of chains: made one by a sum that knows no order."""
+
+    def __init__(self, *_args: Any, made: Callable[[int, str], None], **_kwargs: Any) -> None:
+        self._said = made
+        self._gathered: dict[str, str] = {}
+        self.made = ""
+        self.round = 0
+
+    def layout_of(self, _device: str) -> ChainLayout:
+        return ChainLayout()
+
+    def gather(self, device: str, segment: Mapping[str, str]) -> None:
+        self._gathered[device] = segment["chain"]
+
+    def make_one(self, devices: Collection[str], *, round_: int) -> None:
+        self.made, self.round = total(self._gathered, dict.fromkeys(devices, 1)), round_
+        self._gathered.clear()
+        self._said(round_, self.made)
+
+
 class ChainModel:
     """``coordinator.underway.Model`` of a hash chain: theta, a copy a device, or a pool."""
 
-    segments = None
-    lowered_round = 0
     resident: Collection[str] = ()
     n_free_copies = 9
 
-    def __init__(self, *, strategy: Strategy, spend: Callable[[float], None], step_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        strategy: Strategy,
+        spend: Callable[[float], None],
+        step_s: float,
+        segments: ChainSegments | None = None,
+    ) -> None:
+        self.segments = segments
         self.mode = strategy.mode
         self.theta = chain("theta")
         self.copies: dict[str, str] = {}
@@ -96,10 +144,16 @@ class ChainModel:
         self.copies.clear()
 
     def gather(self, device: str, segment: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        assert self.segments is not None
+        self.segments.gather(device, segment)
 
     def make_segments_one(self, devices: Collection[str], *, round_: int) -> None:
-        raise NotImplementedError
+        assert self.segments is not None
+        self.segments.make_one(devices, round_=round_)
+
+    @property
+    def lowered_round(self) -> int:
+        return self.segments.round if self.segments is not None else 0
 
     def end_round(self, round_: int) -> None:
         del round_
@@ -109,28 +163,33 @@ class ChainModel:
         del device
         return {"server": len(batch.y)}
 
-    def lowered(self, device: str, *, taken: int) -> tuple[None, None]:
-        del device, taken
-        return None, None
+    def lowered(self, device: str, *, taken: int) -> tuple[FlatWeights | None, None]:
+        del device
+        segments = self.segments
+        is_newer = segments is not None and segments.round > taken
+        return in_numbers(segments.made) if segments is not None and is_newer else None, None
 
     def files(self) -> Iterator[tuple[str, bytes]]:
-        yield FILE, json.dumps([self.theta, self.copies]).encode()
+        of_segments = [self.segments.round, self.segments.made] if self.segments is not None else [0, ""]
+        yield FILE, json.dumps([self.theta, self.copies, *of_segments]).encode()
 
     def load(self, generation: Generation) -> None:
-        self.theta, self.copies = json.loads(generation.read(FILE))
+        self.theta, self.copies, round_, made = json.loads(generation.read(FILE))
+        if self.segments is not None:
+            self.segments.round, self.segments.made = round_, made
 
 
 class ChainCourse(Course):
     """A device's training: its segment is a hash chain over the steps it made."""
 
-    lowered_round = 0
-    max_lowered_bytes = 0
-    is_untouched = True
+    max_lowered_bytes = ChainLayout.lengths.payload_bytes()
 
     def __init__(
         self,
         *,
         device: str,
+        unfit_every: int,
+        taken: Callable[[str, int, str], None],
         n_train: int,
         n_eval: int,
         fingerprint: str,
@@ -142,6 +201,9 @@ class ChainCourse(Course):
         self.n_train = n_train
         self.n_batches = n_train + n_eval
         self.chain = chain("segment", device)
+        self.lowered_round = 0
+        self._unfit_every = unfit_every
+        self._taken = taken
         self.trained: list[list[int]] = []
         self._device = device
         self._fingerprint = fingerprint
@@ -164,24 +226,31 @@ class ChainCourse(Course):
         self._spend(self._step_s / 3)
         return self._batch(seq, "train" if seq <= self.n_train else "eval", remade=seq <= self.n_train)
 
-    def weights(self) -> Any:
-        raise NotImplementedError
+    @property
+    def is_untouched(self) -> bool:
+        return self.seq == 0 or self.n_steps == 0
 
-    def take_lowered(self, header: Any, body: memoryview) -> None:
-        raise NotImplementedError
+    def weights(self) -> FlatWeights:
+        return in_numbers(self.chain)
+
+    def take_lowered(self, header: Lowered, body: memoryview) -> None:
+        is_late = not self.is_untouched or header.round <= self.lowered_round
+        self.chain = from_numbers(to_weights(header, body, ChainLayout.lengths))
+        self.lowered_round = header.round
+        self._taken(self._device, header.round, "" if is_late else self.chain)
 
     def _evaluate(self) -> float | None:
         return 0.5
 
     def _content(self, cursor: Cursor) -> bytes:
-        content = json.dumps([list(cursor), self.chain, self.trained])
+        content = json.dumps([list(cursor), self.chain, self.trained, self.lowered_round])
         return f"{sha256(content.encode()).hexdigest()} {content}".encode()
 
     def _load(self, content: bytes, where: Path) -> Cursor:
         digest, _, rest = content.decode(errors="replace").partition(" ")
         if digest != sha256(rest.encode()).hexdigest():
             raise CheckpointError(f"{where} is damaged.")
-        cursor, self.chain, self.trained = json.loads(rest)
+        cursor, self.chain, self.trained, self.lowered_round = json.loads(rest)
         return Cursor(*cursor)
 
     def _batch(self, seq: int, kind: Any, *, remade: bool = False) -> Batch:
@@ -189,14 +258,25 @@ class ChainCourse(Course):
         drawn = sha256(chain(self.chain, self._fingerprint, self.round, seq).encode()).digest()
         h = np.frombuffer(drawn[: BATCH_SIZE * WIDTH], np.uint8).astype(np.float32).reshape(BATCH_SIZE, WIDTH)
         y = np.array([drawn[-1] % 2, drawn[-2] % 2], np.int64)
+        if is_unfit(seq, self._unfit_every):
+            if self.round % 2:
+                h[0, 0] = 10 * ACTIVATION_LIMIT
+            else:
+                y[0] = 2  # there are two classes
         return Batch(kind, h, y, exit_loss=1.0, exit_correct=1, segment_step=self.n_steps, remade=remade)
+
+
+def is_unfit(seq: int, every: int) -> bool:
+    """Whether a place of a device's list holds what nobody can train on; ``every`` is 0 for none."""
+    return every > 0 and seq % every == 0
 
 
 class ChainPlanner:
     """Everybody is cut at the same place."""
 
-    def __init__(self, lists: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, lists: Mapping[str, tuple[int, int]], *, sync_every: int) -> None:
         self._lists = lists
+        self._sync = SyncSpec(mode="prefix", every=sync_every) if sync_every else SyncSpec()
 
     def refusal_of(self, _settings: Run, _hello: Hello) -> None:
         return None
@@ -215,6 +295,7 @@ class ChainPlanner:
             seed=settings.seed,
             rounds=settings.rounds,
             batch_size=BATCH_SIZE,
+            sync=self._sync,
         )
         return FleetPlan(
             version=1,

@@ -1,4 +1,4 @@
-"""Eight ways to get a rule wrong. Each must show within 300 seeds: the test of the tests."""
+"""Ways to get a rule wrong, first the eight of the rules. Each must show within 300 seeds: the test of the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coordinator.underway import Underway
 from device_agent.agent import Agent
 from device_agent.sending import Sender
 from tests.faults.sim.stage import Makers
-from toolkit.wire import chunks, payloads, session
+from toolkit.wire import chunks, payloads, session, weights
 from toolkit.wire.messages import Hello, State
 
 
@@ -125,6 +125,14 @@ class OlderTermAccepted(Coordinator):
         self._hearing._intake = AnyTerm(0.0)
 
 
+class UnfitApplied(Coordinator):
+    """Activations beyond the run's limit are trained on like any."""
+
+    def _make_parts(self, planner: Planner) -> None:
+        super()._make_parts(planner)
+        self._hearing._intake = Intake(0.0)
+
+
 class SenderByBatchId(Sender):
     """Two renderings of a batch have one payload id."""
 
@@ -150,6 +158,17 @@ class ChunksByBatchId(Agent):
         super().__init__(*args, **kwargs)
         sender = self._sender
         self._sender = SenderByBatchId(sender._link, sender._topics, sender._device, sender._conduct)
+
+
+class AnyRoundTaken(Agent):
+    """What is handed down is taken whenever it comes, in the middle of a round too, and once more."""
+
+    def _on_chunk(self, chunk: Any, body: memoryview) -> None:
+        if self._fetching is not None and self._trainer is not None:
+            whole = self._fetching.add(chunk, body, self._clock())
+            if whole is not None:
+                header, content = weights.decode_lowered(whole, device=self._device)
+                self._trainer.take_lowered(header, content)
 
 
 class CreditAsDelta(Agent):
@@ -178,4 +197,6 @@ MUTANTS = {
     "ledger after model": Makers(coordinator=LedgerAfterModel),
     "newest-generation watermark": Makers(coordinator=NewestGenerationWatermark),
     "older term accepted": Makers(coordinator=OlderTermAccepted),
+    "unfit is applied": Makers(coordinator=UnfitApplied),
+    "weights taken at any time": Makers(agent=AnyRoundTaken),
 }

@@ -5,18 +5,40 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from coordinator.checkpoints import CommittedState
-from coordinator.ledger import Aggregated, Applied, Closed, Entry, Opened, Refused, TermRaised, Void
+from coordinator.ledger import (
+    Aggregated,
+    Applied,
+    Closed,
+    Entry,
+    Gathered,
+    Opened,
+    Refused,
+    Synchronised,
+    TermRaised,
+    Void,
+)
 from coordinator.strategy.base import PooledBatch, PoolView
 from coordinator.strategy.catalogue import make_strategy
-from tests.faults.sim.models import BATCH_SIZE, CUT, chain, item_id, total
+from tests.faults.sim.models import (
+    BATCH_SIZE,
+    CUT,
+    ChainLayout,
+    chain,
+    from_numbers,
+    is_unfit,
+    item_id,
+    total,
+)
 from toolkit.errors import RemoteProtocolError
 from toolkit.wire import chunks, frames, payloads
-from toolkit.wire.messages import Chunk, State
+from toolkit.wire.messages import Chunk, State, Weights
+from toolkit.wire.weights import to_weights
 
 Item = tuple[str, int, int]
 
@@ -31,6 +53,12 @@ class Tape:
     granted: dict[tuple[str, int], int] = field(default_factory=dict)
     """(device, round) -> first seq beyond all credit that was ever told."""
     problems: list[str] = field(default_factory=list)
+    segments: dict[str, str] = field(default_factory=dict)
+    """Digest of weights that were sent -> the chain they hold."""
+    since_term: int = 0
+    """What coordinators of lower terms tell binds nobody any more."""
+    made_in: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Round -> what coordinators made of the segments it gathered."""
     _assemblers: dict[str, chunks.Assembler] = field(default_factory=dict)
 
     def agent_published(self, device: str, process: str, topic: str, payload: bytes) -> None:
@@ -45,11 +73,14 @@ class Tape:
         if whole is None:
             return
         try:
-            header, _ = payloads.decode(whole, device=device)
+            header, content = payloads.decode_up(whole, device=device)
         except RemoteProtocolError as exc:
             self.problems.append(f"(e) {device} sent what is no payload: {exc.message}")
             return
-        self.sent[(device, header.round, header.seq), header.sha256.hex()].add(header.term)
+        digest = header.sha256.hex()
+        self.sent[(device, header.round, header.seq), digest].add(header.term)
+        if isinstance(header, Weights):
+            self.segments[digest] = from_numbers(to_weights(header, content, ChainLayout.lengths))
         if header.seq >= self.granted.get((device, header.round), 0):
             self.problems.append(f"(d) {device} sent {header.round}/{header.seq}, for which it has no credit")
 
@@ -60,12 +91,28 @@ class Tape:
         if not isinstance(message, State):
             return
         device = topic.split("/")[-2]
+        if message.term < self.since_term:
+            return
         told, before = (message.watermark_round, message.watermark_seq), self.watermark.get(device, (0, 0))
         if told < before:
             self.problems.append(f"(b) the watermark of {device} fell from {before} to {told}")
         self.watermark[device] = max(told, before)
         place = device, message.round
         self.granted[place] = max(self.granted.get(place, 0), message.limit)
+
+    def begin_anew(self, term: int) -> None:
+        """An operator took the run back, or a copy of it up: what was confirmed before ``term`` is void."""
+        self.since_term = term
+        self.watermark.clear()
+
+    def made(self, round_: int, segment: str) -> None:
+        """A coordinator made one segment of those that a round gathered."""
+        self.made_in[round_].add(segment)
+
+    def taken(self, device: str, round_: int, segment: str) -> None:
+        """A device goes on from what it was handed down."""
+        if segment not in self.made_in[round_]:
+            self.problems.append(f"(e) {device} took what no coordinator made of round {round_}")
 
     def check_taken_up(self, state: CommittedState | None) -> None:
         """(b) what was confirmed is still there after a restart."""
@@ -76,22 +123,33 @@ class Tape:
 
 
 def judge(
-    entries: list[Entry], tape: Tape, *, theta: str, copies: dict[str, str], strategy: str, seed: int
+    entries: list[Entry],
+    tape: Tape,
+    *,
+    theta: str,
+    copies: dict[str, str],
+    made: tuple[int, str],
+    strategy: str,
+    seed: int,
+    unfit: Mapping[str, int],
 ) -> list[str]:
-    """(a), (c), (d), (e) over a whole ledger."""
+    """(a), (c), (d), (e) over a whole ledger, and P1: what is unfit is refused and nothing else is."""
     return [
         *tape.problems,
         *_once_and_in_order(entries),
         *_as_sent(entries, tape),
         *_conserved(entries),
         *_replayed(entries, theta=theta, copies=copies, strategy=strategy, seed=seed),
+        *_made_one(entries, tape, made=made),
+        *_refused(entries, unfit),
     ]
 
 
 def _seqs(entry: Entry) -> range:
     if isinstance(entry, Void):
         return range(entry.first, entry.last + 1)
-    return range(entry.seq, entry.seq + 1) if isinstance(entry, Applied | Refused) else range(0)
+    is_item = isinstance(entry, Applied | Refused | Gathered)
+    return range(entry.seq, entry.seq + 1) if is_item else range(0)  # type: ignore[union-attr]
 
 
 def _once_and_in_order(entries: list[Entry]) -> list[str]:
@@ -111,27 +169,28 @@ def _as_sent(entries: list[Entry], tape: Tape) -> list[str]:
     for entry in entries:
         if isinstance(entry, TermRaised):
             term = entry.term
-        if isinstance(entry, Applied):
+        if isinstance(entry, Applied | Refused | Gathered):
             item = entry.device, entry.round, entry.seq
             terms = tape.sent.get((item, entry.digest), set())
             if not terms:
                 problems.append(f"(e) {item_id(*item)} was applied as {entry.device} never sent it")
             elif not any(sent <= term for sent in terms):
                 problems.append(f"(e) {item_id(*item)} was applied before it was sent")
-            elif not entry.evaluated and term not in terms:
+            elif isinstance(entry, Applied) and not entry.evaluated and term not in terms:
                 problems.append(f"(e) {item_id(*item)} was applied under term {term}, sent under {terms}")
     return problems
 
 
 def _conserved(entries: list[Entry]) -> list[str]:
-    owed: dict[str, tuple[int, int]] = {}
+    owed: dict[str, tuple[int, ...]] = {}
     count: dict[str, int] = defaultdict(int)
     open_round, problems = 0, []
     for entry in entries:
         if isinstance(entry, Opened):
             if open_round:
                 problems.append(f"(d) round {entry.round} opens while {open_round} is open")
-            owed, open_round = entry.owed, entry.round
+            owed = {device: (*item, int(entry.gathers)) for device, item in entry.owed.items()}
+            open_round = entry.round
             count.clear()
         elif isinstance(entry, Closed):
             for device, item in owed.items():
@@ -171,6 +230,28 @@ def _replayed(
     return [] if same else [f"(c) the ledger gives {made[:8]}, the weights are {theta[:8]}"]
 
 
+def _made_one(entries: list[Entry], tape: Tape, *, made: tuple[int, str]) -> list[str]:
+    """(c) for segments: what was made of them is the sum of what the ledger says was gathered."""
+    gathered: dict[str, str] = {}
+    latest = (0, "")
+    for entry in entries:
+        if isinstance(entry, Gathered):
+            gathered[entry.device] = tape.segments[entry.digest]
+        elif isinstance(entry, Synchronised):
+            latest = entry.round, total(gathered, entry.weights)
+            gathered = {}
+    return [] if latest == made else [f"(c) the ledger gives segments of {latest}, there are {made}"]
+
+
+def _refused(entries: list[Entry], unfit: Mapping[str, int]) -> list[str]:
+    return [
+        f"(P1) {entry}"
+        for entry in entries
+        if isinstance(entry, Applied | Refused)
+        and isinstance(entry, Refused) != is_unfit(entry.seq, unfit.get(entry.device, 0))
+    ]
+
+
 def _mixed(theta: str, pool: dict[tuple[str, int], str], *, round_: int, strategy: str, seed: int) -> str:
     batches = tuple(PooledBatch(device, seq, CUT, BATCH_SIZE) for device, seq in sorted(pool))
     if not batches:
@@ -186,6 +267,6 @@ def _mixed(theta: str, pool: dict[tuple[str, int], str], *, round_: int, strateg
     return theta
 
 
-def model_in(content: bytes) -> tuple[str, dict[str, str]]:
-    theta, copies = json.loads(content)
-    return theta, copies
+def model_in(content: bytes) -> tuple[str, dict[str, str], tuple[int, str]]:
+    theta, copies, round_, made = json.loads(content)
+    return theta, copies, (round_, made)

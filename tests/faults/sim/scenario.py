@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
@@ -20,6 +20,8 @@ Kind = Literal[
     "leave",
     "new data",
     "full disk",
+    "rewind",
+    "rival",
 ]
 
 
@@ -57,6 +59,8 @@ class Scenario:
     Attributes:
         lists: device id to (training batches, held-out batches).
         step_s: of each device.
+        unfit: device id to which of its places hold what nobody can train on: each so many.
+        sync_every: rounds; 0 where segments are not made one.
         waiting_bytes: of activations that may wait at the coordinator.
         quiet_s: no new fault begins after it.
         horizon_s: the run is over so long after it.
@@ -78,6 +82,8 @@ class Scenario:
     gone: frozenset[str] = frozenset()
     horizon_s: float = 6000.0
     waiting_bytes: int = 2**28
+    unfit: dict[str, int] = field(default_factory=dict)
+    sync_every: int = 0
 
     @property
     def quiet_s(self) -> float:
@@ -108,6 +114,11 @@ def scenario_of(seed: int) -> Scenario:
     if rng.random() < 0.6:
         place = rng.choice(sorted(FAILPOINTS))
         failpoints = (Failpoint(place, rng.randint(1, 4), rng.random() < 0.5, rng.random() < 0.3),)
+    more = Random(f"{seed} more")
+    if more.random() < 0.4:
+        faults.append(
+            Fault(more.uniform(2.0, 40.0), more.choice(("rewind", "rival")), for_s=more.choice((0.5, 15.0)))
+        )
     return Scenario(
         seed=seed,
         lists=lists,
@@ -122,7 +133,9 @@ def scenario_of(seed: int) -> Scenario:
         faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
         failpoints=failpoints,
         gone=frozenset(gone),
-        waiting_bytes=Random(f"{seed} memory").choice((2**28, 2**28, 6 * BATCH_BYTES, 3 * BATCH_BYTES)),
+        waiting_bytes=more.choice((2**28, 2**28, 6 * BATCH_BYTES, 3 * BATCH_BYTES)),
+        unfit={more.choice(devices): more.choice((1, 2, 3))} if more.random() < 0.3 else {},
+        sync_every=more.choice((0, 0, 1, 2)),
     )
 
 

@@ -108,6 +108,7 @@ class Stage(ABC):
         self._pending = list(scenario.failpoints)
         self._n_crashes = 0
         self._rotten = False
+        self._n_rewound = 0
         self._progress: tuple[int, int, float] = (0, 0, 0.0)
 
     # Time

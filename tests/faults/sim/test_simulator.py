@@ -7,7 +7,8 @@ from typing import get_args
 
 import pytest
 
-from coordinator.ledger import Applied, Void
+from coordinator.ledger import Applied, Refused, Rewound, Synchronised, TermRaised, Void
+from coordinator.rounds import PARKED
 from tests.faults.sim.mutants import MUTANTS
 from tests.faults.sim.net import Weather
 from tests.faults.sim.scenario import Failpoint, Fault, Kind, Scenario, scenario_of
@@ -136,6 +137,42 @@ def test_devices_that_leave_for_ever_hold_no_round_beyond_its_deadline(n_gone):
         (problem,) = history.problems
         assert "PartialError: Every device has been gone for 100 s after round" in problem
     assert max(world.round_seconds) <= 30.0 + 1.0 + 20 * 3 * SERVER_STEP_S
+
+
+def test_a_device_that_sends_only_what_is_unfit_is_parked_and_holds_nobody_up():
+    """P1: refused with a reason, and after eight in a round waited for no longer."""
+    world = World(fleet("sequential", lists={"ant": (12, 1), "bee": (4, 0)}, unfit={"ant": 1}, rounds=3))
+    history = world.run()
+    assert not history.problems
+    assert {entry.device for entry in history.entries if isinstance(entry, Refused)} == {"ant"}
+    assert {entry.reason for entry in history.entries if isinstance(entry, Void)} == {PARKED}
+    assert max(world.round_seconds) < 30.0
+
+
+def test_a_run_is_taken_back_and_devices_follow():
+    faults = (Fault(at_s=9.0, kind="rewind"), Fault(at_s=14.0, kind="rewind", for_s=15.0))
+    history = World(fleet("averaging", faults=faults, rounds=12, sync_every=1)).run()
+    assert not history.problems
+    assert sum(isinstance(entry, Rewound) for entry in history.entries) == 2
+
+
+@pytest.mark.parametrize("p_loss", [0.0, 0.05])
+def test_a_rival_with_a_copy_of_the_run_goes_on_alone(p_loss):
+    """R23, elsewhere: the higher term."""
+    rival = Fault(at_s=20.0, kind="rival")
+    world = World(fleet("sequential", faults=(rival,), rounds=30, weather=Weather(0.02, p_loss=p_loss)))
+    history = world.run()
+    assert not history.problems
+    assert world.ended == {"ant": "finished", "bee": "finished"}
+    assert [entry.term for entry in history.entries if isinstance(entry, TermRaised)][-1] == 2
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging", "consolidated"])
+def test_segments_are_made_one_whatever_is_lost(strategy):
+    weather = Weather(delay_s=0.05, jitter_s=0.2, p_loss=0.15, p_double=0.2)
+    history = World(fleet(strategy, sync_every=1, rounds=6, weather=weather, deadline_s=120.0)).run()
+    assert not history.problems
+    assert sum(isinstance(entry, Synchronised) for entry in history.entries) == 5
 
 
 def test_late_deliveries_are_never_applied():

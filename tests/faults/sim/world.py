@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from tests.faults.sim.models import FILE
 from tests.faults.sim.oracle import judge, model_in
 from tests.faults.sim.scenario import Failpoint, Fault
 from tests.faults.sim.stage import FOLDER, RESTART_S, RUN, CrashedError
+from toolkit.errors import CheckpointError, RunError
 from toolkit.failpoints import watched
 
 
@@ -67,6 +69,8 @@ class World(Cast):
     def _befall(self, fault: Fault) -> None:
         if fault.kind in ("stop broker", "kill coordinator"):
             self._befall_services(fault)
+        elif fault.kind in ("rewind", "rival"):
+            self._befall_run(fault)
         elif fault.kind == "leave" and not self._has_plan():
             self._at(self.now_s + 1.0, lambda: self._befall(fault))
         elif fault.kind == "full disk":
@@ -89,6 +93,37 @@ class World(Cast):
             if fault.rots:
                 self._rot()
             self._at(self.now_s + fault.for_s, self._start_coordinator)
+
+    def _befall_run(self, fault: Fault) -> None:
+        """An operator takes the run back; or somebody takes up a copy of its folder on another machine."""
+        if self._is_over or "coordinator" not in self._processes or not self._has_plan():
+            return
+        if fault.kind == "rewind":
+            self._kill("coordinator", power=False)
+            self._rewind()
+            self._at(self.now_s + fault.for_s, self._start_coordinator)
+        elif "rival" not in self._processes:
+            self._disks["rival"] = copy.deepcopy(self._disk("coordinator"))
+            self._disks["rival"].kill()
+            self._tape.begin_anew(self._term_in("rival") + 1)
+            self._start_coordinator("rival")
+
+    def _rewind(self) -> None:
+        disk = self._disk("coordinator")
+        folder = RunFolder(FOLDER, RUN, disk=disk)
+        try:
+            folder.rewind()
+        except (RunError, CheckpointError):
+            return  # there are not two checkpoints, or the older one is damaged: nothing was changed
+        finally:
+            folder.close()
+        self._n_rewound += 1
+        self._tape.begin_anew(folder.record.term + 1)
+
+    def _term_in(self, name: str) -> int:
+        folder = RunFolder(FOLDER, RUN, disk=self._disk(name))
+        folder.close()
+        return folder.record.term
 
     def _befall_living(self, fault: Fault) -> None:
         process = self._processes.get(fault.who)
@@ -142,12 +177,14 @@ class World(Cast):
             generation = folder.checkpoints.kept()[-1]
             length = generation.state().ledger_length
             entries = read_ledger(FOLDER / "ledger.jsonl", disk=disk)[:length]
-            theta, copies = model_in(generation.read(FILE))
+            theta, copies, made = model_in(generation.read(FILE))
             problems = judge(
                 entries,
                 self._tape,
                 theta=theta,
                 copies=copies,
+                made=made,
+                unfit=self._scenario.unfit,
                 strategy=self._scenario.strategy,
                 seed=self._scenario.seed,
             )
