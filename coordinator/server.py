@@ -8,6 +8,7 @@ devices are told, ``hearing`` what they say.
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -218,16 +219,23 @@ class Coordinator:
             if self._underway is not None and self._underway.loop.is_open and not self.over:
                 self._flow.keep_told(self._underway)
         except MachineError as exc:
-            # A disk that is full now may have room at the resume: devices wait for that.
+            # A disk that is full now may have room at the resume: devices wait for that. One that failed is not tried
+            # again: what it says then proves nothing.
             with suppress(MachineError):
-                self.end("stopped", exc.message)
+                self.end("stopped", exc.message, written=exc.facts.get("errno") != errno.EIO)
             raise
         except HseeError as exc:
             self.end("failed", exc.message)
             raise
 
-    def end(self, status: Status, detail: str) -> None:
-        """End the run: tell devices, write down why. What was committed stays."""
+    def end(self, status: Status, detail: str, *, written: bool = True) -> None:
+        """End the run: tell devices, write down why. What was committed stays.
+
+        Args:
+            status: that it ends with.
+            detail: why.
+            written: false where the run folder's disk failed.
+        """
         if self.over:
             return
         self.status, self.detail = status, detail
@@ -238,12 +246,13 @@ class Coordinator:
             self._bridge.say("offline", ended=status)
         else:
             self._bridge.say("offline")
-        self._end_silently(status, detail)
+        self._end_silently(status, detail, written=written)
 
-    def _end_silently(self, status: Status, detail: str) -> None:
+    def _end_silently(self, status: Status, detail: str, *, written: bool = True) -> None:
         self.status, self.detail = status, detail
         self._observe(Ended(status, detail))
-        self._folder.set_status(status, detail)
+        if written:
+            self._folder.set_status(status, detail)
 
     def close(self) -> None:
         """Leave the broker and let the folder go.

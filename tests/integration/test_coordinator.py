@@ -1,6 +1,7 @@
 """The coordinator with real agents over a memory broker: who joins, who comes and goes, what is told and kept."""
 
 import csv
+import errno
 import json
 import shutil
 from collections import deque
@@ -20,6 +21,7 @@ from coordinator.service import Service
 from device_agent.trainer import Trainer
 from tests.numerics.fleet import RUN, TOPICS, Fleet, Member, local_data, patterns
 from toolkit.config import Run
+from toolkit.disk import SystemDisk
 from toolkit.errors import MachineError, PartialError, RefusedError, RemoteProtocolError, RunError
 from toolkit.link.base import Received
 from toolkit.link.memory import MemoryLink
@@ -403,6 +405,34 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(make_fleet,
     for name in fleet.members:
         for round_ in (1, 2, 3):
             assert fleet.trained_in(name, round_) == list(range(1, fleet.n_train(name) + 1))
+
+
+def test_a_disk_that_failed_is_left_alone(make_fleet, monkeypatch):
+    fleet = make_fleet()
+    fleet.start()
+    fleet.run_until(lambda: of_kind(fleet, RoundClosed))
+    synced = []
+
+    def fail(path):
+        synced.append(path)
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fleet.coordinator._folder, "disk", FailingDisk(fail))
+        with pytest.raises(MachineError, match="Input/output error"):
+            fleet.run_until(is_over(fleet))
+    assert len(synced) == 1
+    assert of_kind(fleet, Ended)[-1].status == "stopped"
+    resumed(fleet)
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+
+
+class FailingDisk(SystemDisk):
+    """Folders can't be synced."""
+
+    def __init__(self, fail):
+        self.sync_folder = fail
 
 
 def test_a_finished_run_that_is_resumed_is_finished(make_fleet):
