@@ -94,9 +94,9 @@ class Coordinator:
         self._observe = observe
         self._device = device
         self.run = folder.record.run
-        make_strategy(
-            settings.strategy, settings.strategy_options
-        )  # a wrong name is told before anything begins
+        # A wrong name is told before anything begins.
+        strategy = make_strategy(settings.strategy, settings.strategy_options)
+        self._commits_within = strategy.mode != "pooled"
         self._makes = makes
         self._services = tuple(services)
         self._waiting_bytes = waiting_bytes
@@ -192,6 +192,13 @@ class Coordinator:
         """Take up a committed run if there is one, and begin to connect."""
         for text in self._folder.damage:
             self._observe(Notice(text))
+        if self._settings.commit_every_s > 0 and not self._commits_within:
+            self._observe(
+                Notice(
+                    f"Strategy {self._settings.strategy} trains when a round is whole: it is committed at each round's end"
+                    " only, whatever run.commit_every_s says."
+                )
+            )
         if self._generation is None:
             self._folder.set_status("waiting")
         else:

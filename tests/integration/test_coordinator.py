@@ -1,9 +1,6 @@
 """The coordinator with real agents over a memory broker: who joins, who comes and goes, what is told and kept."""
 
-import csv
-import errno
 import json
-import shutil
 from collections import deque
 from dataclasses import replace
 from itertools import count
@@ -11,80 +8,15 @@ from itertools import count
 import pytest
 
 from coordinator.attendance import OFFLINE_GRACE_S
-from coordinator.checkpoints import Checkpoints
 from coordinator.events import Ended, Notice, PlanMade, RoundClosed, Waiting
-from coordinator.ledger import Applied, Closed, Issued, Ledger, Opened, Rewound, Void, read_ledger
-from coordinator.planning import GivenCuts
-from coordinator.run_folder import RunFolder
-from coordinator.server import Coordinator
+from coordinator.ledger import Applied, Opened, Void, read_ledger
 from coordinator.service import Service
 from device_agent.trainer import Trainer
-from tests.numerics.fleet import RUN, TOPICS, Fleet, Member, local_data, patterns
-from toolkit.config import Run
-from toolkit.disk import SystemDisk
-from toolkit.errors import MachineError, PartialError, RefusedError, RemoteProtocolError, RunError
+from tests.integration.small_fleet import SETTINGS, is_over, member, of_kind, ready
+from tests.numerics.fleet import RUN, TOPICS, Fleet
+from toolkit.errors import PartialError, RefusedError, RemoteProtocolError
 from toolkit.link.base import Received
 from toolkit.link.memory import MemoryLink
-
-SHAPE = (1, 4, 4)
-SETTINGS = Run(
-    model="mlp",
-    model_options={"width": 16, "depth": 3},
-    devices=2,
-    rounds=3,
-    batch_size=8,
-    seed=1,
-    wait_s=60.0,
-)
-
-
-def member(name, classes=("a", "b", "c"), *, shape=SHAPE, cut="hidden1", n=48):
-    x, y = patterns(n, shape, seed=len(name), classes=classes)
-    return Member(name, cut, local_data(x, y, classes=sorted(classes)))
-
-
-@pytest.fixture
-def make_fleet(tmp_path):
-    opened = []
-
-    def make(*members, **changes):
-        settings = Run(**{name: getattr(SETTINGS, name) for name in Run.__struct_fields__} | changes)
-        fleet = Fleet(tmp_path, members or (member("ant"), member("bee", cut="hidden2")), settings)
-        opened.append(fleet)
-        return fleet
-
-    yield make
-    for fleet in opened:
-        fleet.__exit__()
-
-
-def of_kind(fleet, kind):
-    return [event for event in fleet.events if isinstance(event, kind)]
-
-
-def ready(fleet):
-    """Devices that the coordinator says are ready; None before it said anything."""
-    waited = of_kind(fleet, Waiting)
-    return waited[-1].ready if waited else None
-
-
-def is_over(fleet):
-    return lambda: fleet.coordinator.over and all(m.agent.over for m in fleet.members.values() if m.agent)
-
-
-def resumed(fleet):
-    """Close the coordinator's process and open another on the same folder."""
-    fleet.coordinator.close()
-    fleet.coordinator = Coordinator(
-        MemoryLink(fleet.hub, "coordinator"),
-        topics=TOPICS,
-        folder=RunFolder(fleet.path / "run", RUN),
-        settings=fleet.settings,
-        clock=fleet.clock,
-        observe=fleet.events.append,
-        planner=GivenCuts({m.name: m.cut for m in fleet.members.values()}),
-    )
-    fleet.coordinator.start()
 
 
 def test_a_run_from_waiting_to_its_end(make_fleet):
@@ -333,38 +265,6 @@ def test_when_everybody_is_gone_the_run_ends_and_says_how_to_go_on(make_fleet):
     assert json.loads((fleet.path / "run/run.json").read_text())["status"] == "failed"
 
 
-def test_a_resumed_run_is_the_same_as_one_that_was_never_stopped(make_fleet):
-    fleet = make_fleet(rounds=5)
-    fleet.start()
-    fleet.run_until(lambda: fleet.round() == 3)
-    for _ in range(3):  # in the middle of a round
-        fleet.sweep()
-    fleet.coordinator.end("stopped", "by hand")
-    resumed(fleet)
-    fleet.run_until(is_over(fleet))
-    assert fleet.coordinator.term == 2
-    with (fleet.path / "run/metrics.csv").open(newline="") as file:
-        rows = [(int(row["round"]), row["device"]) for row in csv.DictReader(file)]
-    assert rows == [(round_, device) for round_ in range(1, 6) for device in ("ant", "bee")]
-    for name in fleet.members:
-        for round_ in range(1, 6):
-            assert fleet.trained_in(name, round_) == list(range(1, fleet.n_train(name) + 1))
-    issued = [e for e in read_ledger(fleet.path / "run/ledger.jsonl") if isinstance(e, Issued)]
-    for name in fleet.members:  # one a process, whichever coordinator asks
-        assert [entry.incarnation for entry in issued if entry.device == name] == [1]
-
-
-def test_a_run_that_was_stopped_before_it_began_waits_again(make_fleet):
-    fleet = make_fleet()
-    fleet.start("ant")
-    fleet.run_until(lambda: ready(fleet) == ("ant",))
-    fleet.coordinator.end("stopped", "by hand")
-    resumed(fleet)
-    fleet.start("bee")
-    fleet.run_until(is_over(fleet))
-    assert fleet.coordinator.status == "finished"
-
-
 def test_a_batch_that_counts_for_exits_that_its_job_has_not_is_refused(make_fleet, monkeypatch):
     fleet = make_fleet(rounds=2)
     make, n_more = Trainer._to_batch, count(1)
@@ -386,65 +286,6 @@ def test_a_batch_that_counts_for_exits_that_its_job_has_not_is_refused(make_flee
         assert bee.exit_accuracy is not None
 
 
-def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(make_fleet, monkeypatch):
-    fleet = make_fleet()
-    fleet.start()
-    fleet.run_until(lambda: fleet.round() == 2)
-
-    def refuse(_ledger):
-        raise MachineError("The disk is full.")
-
-    with monkeypatch.context() as full:
-        full.setattr(Ledger, "sync", refuse)
-        with pytest.raises(MachineError):
-            fleet.run_until(is_over(fleet))
-    assert fleet.events[-1] == Ended("stopped", "The disk is full.")
-    resumed(fleet)
-    fleet.run_until(is_over(fleet))
-    assert fleet.coordinator.status == "finished"
-    for name in fleet.members:
-        for round_ in (1, 2, 3):
-            assert fleet.trained_in(name, round_) == list(range(1, fleet.n_train(name) + 1))
-
-
-def test_a_disk_that_failed_is_left_alone(make_fleet, monkeypatch):
-    fleet = make_fleet()
-    fleet.start()
-    fleet.run_until(lambda: of_kind(fleet, RoundClosed))
-    synced = []
-
-    def fail(path):
-        synced.append(path)
-        raise OSError(errno.EIO, "Input/output error", str(path))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(fleet.coordinator._folder, "disk", FailingDisk(fail))
-        with pytest.raises(MachineError, match="Input/output error"):
-            fleet.run_until(is_over(fleet))
-    assert len(synced) == 1
-    assert of_kind(fleet, Ended)[-1].status == "stopped"
-    resumed(fleet)
-    fleet.run_until(is_over(fleet))
-    assert fleet.coordinator.status == "finished"
-
-
-class FailingDisk(SystemDisk):
-    """Folders can't be synced."""
-
-    def __init__(self, fail):
-        self.sync_folder = fail
-
-
-def test_a_finished_run_that_is_resumed_is_finished(make_fleet):
-    fleet = make_fleet()
-    fleet.start()
-    fleet.run_until(is_over(fleet))
-    resumed(fleet)
-    fleet.run_until(lambda: fleet.coordinator.over)  # once it can tell devices
-    assert fleet.coordinator.detail == "All 3 rounds are done."
-    assert [kept.round for kept in Checkpoints(fleet.path / "run/checkpoints").kept()] == [2, 3]
-
-
 def test_a_long_reason_still_reaches_the_devices(make_fleet):
     fleet = make_fleet()
     fleet.start()
@@ -452,49 +293,6 @@ def test_a_long_reason_still_reaches_the_devices(make_fleet):
     fleet.coordinator.end("failed", "x" * 5000)
     fleet.run_until(is_over(fleet))
     assert fleet.members["ant"].agent._stop.detail == "x" * 1024
-
-
-def test_a_rewound_run_trains_its_last_round_again_under_a_new_term(make_fleet):
-    fleet = make_fleet(rounds=4)
-    fleet.start()
-    fleet.run_until(lambda: fleet.round() == 3)
-    fleet.coordinator.end("stopped", "by hand")
-    fleet.coordinator.close()
-    folder = RunFolder(fleet.path / "run", RUN)
-    folder.rewind()
-    folder.close()
-    resumed(fleet)
-    fleet.run_until(is_over(fleet))
-    entries = read_ledger(fleet.path / "run/ledger.jsonl")
-    assert [entry for entry in entries if isinstance(entry, Rewound)] == [Rewound(1, 2)]
-    assert [entry.round for entry in entries if isinstance(entry, Closed)] == [1, 2, 3, 4]
-    for name in fleet.members:
-        for round_ in range(1, 5):
-            assert fleet.trained_in(name, round_) == list(range(1, fleet.n_train(name) + 1))
-
-
-@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-def test_a_run_killed_within_a_round_goes_on_from_its_last_commit_there(make_fleet, strategy):
-    fleet = make_fleet(rounds=2, strategy=strategy, commit_every_s=1e-9, round_steps=6)
-    fleet.start()
-    fleet.run_until(lambda: of_kind(fleet, PlanMade) and n_taken(fleet) >= 5)
-    newest = fleet.coordinator._folder.checkpoints.kept()[-1].state()
-    assert newest.open is not None
-    fleet.coordinator._link.close()
-    fleet.coordinator._ledger._held.clear()  # as a kill leaves it
-    resumed(fleet)
-    assert n_taken(fleet) == sum(held.next - 1 for held in newest.open.devices.values())
-    fleet.run_until(is_over(fleet))
-    entries = read_ledger(fleet.path / "run/ledger.jsonl")
-    for name in fleet.members:
-        applied = [(e.round, e.seq) for e in entries if isinstance(e, Applied) and e.device == name]
-        assert applied == sorted(set(applied))
-        assert fleet.trained_in(name, 1) == fleet.trained_in(name, 2) == list(range(1, 7))
-
-
-def n_taken(fleet):
-    loop = fleet.coordinator._underway.loop
-    return sum(held.next - 1 for held in loop.devices.values())
 
 
 def test_a_round_with_too_few_devices_fails_with_its_count(make_fleet):
@@ -506,53 +304,3 @@ def test_a_round_with_too_few_devices_fails_with_its_count(make_fleet):
         fleet.run_until(lambda: fleet.coordinator.over)
     assert "run.quorum" in caught.value.hint
     fleet.run_until(lambda: fleet.members["ant"].agent.over)
-
-
-def test_the_coordinator_of_another_run_gives_way_and_devices_stay(make_fleet, tmp_path):
-    fleet = make_fleet(rounds=30)
-    fleet.start()
-    fleet.run_until(lambda: fleet.round() == 2)
-    folder = RunFolder(tmp_path / "other", "other")
-    newcomer = Coordinator(
-        MemoryLink(fleet.hub, "coord-other"),
-        topics=TOPICS,
-        folder=folder,
-        settings=fleet.settings,
-        clock=fleet.clock,
-        observe=lambda _event: None,
-    )
-    newcomer.start()
-
-    def meet():
-        for _ in range(50):
-            newcomer.poll(0.0)
-            fleet.sweep()
-
-    with pytest.raises(RunError, match=f"is served by the run '{RUN}' already"):
-        meet()
-    newcomer.close()
-    fleet.run_until(is_over(fleet))
-    assert fleet.coordinator.status == "finished"
-    assert all(m.agent.result() == "All 30 rounds are done." for m in fleet.members.values())
-
-
-def test_a_coordinator_whose_run_was_taken_up_elsewhere_ends(make_fleet, tmp_path):
-    """R23: a copy of the folder on another machine; the higher term goes on."""
-    fleet = make_fleet(rounds=30)
-    fleet.start()
-    fleet.run_until(lambda: fleet.round() == 2)
-    shutil.copytree(fleet.path / "run", tmp_path / "copy")
-    elsewhere = Coordinator(
-        MemoryLink(fleet.hub, "elsewhere"),
-        topics=TOPICS,
-        folder=RunFolder(tmp_path / "copy", RUN),
-        settings=fleet.settings,
-        clock=fleet.clock,
-        observe=lambda _event: None,
-    )
-    assert elsewhere.term == fleet.coordinator.term + 1
-    elsewhere.start()
-    elsewhere.poll(0.0)
-    with pytest.raises(RunError, match=r"Another coordinator has taken up run .* \(term 2; this one has 1\)"):
-        fleet.run_until(lambda: False)
-    elsewhere.close()
