@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from tests.e2e.processes import ROOT, Hsee, Running, wait_until
+from tests.e2e.processes import CAP_S, ROOT, Hsee, Running, wait_until
 from tests.faults.judge import Judged, judge
 from tests.mosquitto import Mosquitto, find_mosquitto
 
@@ -146,7 +146,7 @@ class Scene:
         """Rounds that a coordinator of stub devices has closed."""
         return coordinator.out.count(" closed: ")
 
-    def wait_for_rounds(self, coordinator: Running, n: int, cap_s: float = 60.0) -> None:
+    def wait_for_rounds(self, coordinator: Running, n: int, cap_s: float = CAP_S) -> None:
         """Wait until a coordinator of stub devices has closed ``n`` rounds in its process."""
 
         def closed() -> bool:
@@ -159,7 +159,7 @@ class Scene:
         """Batches that the ledger holds, committed or not."""
         return (self.run / "ledger.jsonl").read_bytes().count(b'"applied"')
 
-    def hit(self, running: Running, failpoint: str, cap_s: float = 60.0) -> None:
+    def hit(self, running: Running, failpoint: str, cap_s: float = CAP_S) -> None:
         """Wait until a process died at its failpoint."""
         status = running.end(cap_s)
         assert status == -signal.SIGKILL, f"did not die at {failpoint}: {running.describe()}"
@@ -190,7 +190,7 @@ def scene(seed: int, scale: int) -> Iterator[Scene]:
     shutil.rmtree(folder)
 
 
-def seconds_until(running: Running, text: str, cap_s: float = 60.0) -> float:
+def seconds_until(running: Running, text: str, cap_s: float = CAP_S) -> float:
     """Wait for a text; returns how long it took."""
     began_s = time.monotonic()
     running.wait_for(text, cap_s)
