@@ -11,6 +11,7 @@ from coordinator.events import Notice, RoundClosed, RunEvent
 from coordinator.flow import Flow
 from coordinator.roll import Roll
 from coordinator.run_folder import RunFolder
+from coordinator.stopping import StopRule
 from coordinator.underway import Underway
 from toolkit.config import Run
 from toolkit.errors import PartialError
@@ -55,6 +56,8 @@ class RoundCourse:
 
     def take_up(self, underway: Underway) -> None:
         """Go on in the round that was open at the last commit, or open the next one if there is one."""
+        underway.stop = StopRule(self._settings.stop_after_s, self._settings.patience)
+        underway.stop.read(self._folder.metrics())
         if underway.state.open is not None:
             underway.loop.reopen(self._clock(), underway.state.open)
             self._flow.tell_everybody(underway)
@@ -125,6 +128,7 @@ class RoundCourse:
         self._folder.record.rounds_closed = report.round
         self._folder.record.rewound_to = None  # its entry is committed
         self._folder.save_record()
+        underway.stop.take(report)
         failpoint("coordinator.closed_untold")
         self._observe(RoundClosed(report, underway.state.cuts, underway.state.common.rounds))
         for text in self._advisor.round_over():

@@ -206,13 +206,18 @@ class RunFolder:
                 rows = [METRICS, *rows]
             self.disk.append(path, _csv_of(rows))
 
-    def trim_metrics(self, rounds_closed: int) -> None:
-        """Drop rows of rounds that a resumed run will close again, and what an interrupted write left."""
+    def metrics(self) -> list[Mapping[str, str]]:
+        """Read the whole rows of metrics.csv; none where it is not there yet."""
         path = self.path / METRICS_FILE
         if not self.disk.exists(path):
+            return []
+        return list(whole_rows(io.StringIO(self.disk.read(path).decode(errors="replace"))))
+
+    def trim_metrics(self, rounds_closed: int) -> None:
+        """Drop rows of rounds that a resumed run will close again, and what an interrupted write left."""
+        if not self.disk.exists(self.path / METRICS_FILE):
             return
-        text = self.disk.read(path).decode(errors="replace")
-        kept = [row for row in whole_rows(io.StringIO(text)) if int(row["round"]) <= rounds_closed]
+        kept = [row for row in self.metrics() if int(row["round"]) <= rounds_closed]
         # A run that an earlier version began gets the columns that it lacks, empty.
         whole = (tuple(row.get(name, "") for name in METRICS) for row in kept)
         self._write(METRICS_FILE, _csv_of([METRICS, *whole]))

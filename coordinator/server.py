@@ -331,7 +331,7 @@ class Coordinator:
         can_tell = self.is_connected or now - self._commits.at >= FAREWELL_S
         if not underway.is_done or not can_tell:
             return False
-        self.end("finished", f"All {underway.loop.round} rounds are done.")
+        self.end("finished", underway.end)
         return True
 
     # What arrives

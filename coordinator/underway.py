@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,7 @@ from coordinator.rounds import RoundLoop
 from coordinator.segments import Segments
 from coordinator.server_logits import ServerLogits
 from coordinator.server_model import ServerModel
+from coordinator.stopping import StopRule
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.trainer import Trainer
 from coordinator.windows import WAITING_BUDGET_BYTES, Windows
@@ -71,16 +72,28 @@ class Makes:
 
 @dataclass(slots=True)
 class Underway:
-    """What is committed, the loop over it, and the model that it trains."""
+    """What is committed, the loop over it, the model that it trains, and what may end it early."""
 
     state: CommittedState
     loop: RoundLoop
     model: Model
+    stop: StopRule = field(default_factory=StopRule)
 
     @property
     def is_done(self) -> bool:
-        """Whether all rounds of the run are closed."""
-        return not self.loop.is_open and self.loop.round >= self.state.common.rounds
+        """Whether the run has come to its end, between two rounds."""
+        return not self.loop.is_open and (self._is_complete or bool(self.stop.reason))
+
+    @property
+    def end(self) -> str:
+        """How a run that is done came to its end, in a sentence."""
+        if self._is_complete:
+            return f"All {self.loop.round} rounds are done."
+        return f"After round {self.loop.round} of {self.state.common.rounds}: {self.stop.reason}."
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.loop.round >= self.state.common.rounds
 
 
 def take_up(

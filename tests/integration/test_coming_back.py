@@ -4,6 +4,7 @@ import csv
 import errno
 import shutil
 
+import msgspec
 import pytest
 
 from coordinator.checkpoints import Checkpoints
@@ -37,6 +38,38 @@ def test_a_resumed_run_is_the_same_as_one_that_was_never_stopped(make_fleet):
     issued = [e for e in read_ledger(fleet.path / "run/ledger.jsonl") if isinstance(e, Issued)]
     for name in fleet.members:  # one a process, whichever coordinator asks
         assert [entry.incarnation for entry in issued if entry.device == name] == [1]
+
+
+def test_a_run_without_progress_ends_early_and_so_it_does_when_resumed(make_fleet):
+    fleet = make_fleet(rounds=40, patience=2, lr=1e-9)
+    fleet.start()
+    fleet.run_until(is_over(fleet))
+    last = of_kind(fleet, RoundClosed)[-1].report.round
+    assert last < 40
+    ended = Ended(
+        "finished",
+        f"After round {last} of 40: no evaluation was better than that of round {last - 2} (run.patience = 2).",
+    )
+    assert fleet.events[-1] == ended
+    assert all(m.agent.result() == ended.detail for m in fleet.members.values())
+    resumed(fleet)
+    while not fleet.coordinator.over:
+        fleet.sweep()
+    assert fleet.events[-1] == ended
+
+
+def test_a_run_ends_when_its_time_is_up_also_if_it_was_resumed_meanwhile(make_fleet):
+    fleet = make_fleet(rounds=40)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 3)
+    fleet.coordinator.end("stopped", "by hand")
+    fleet.settings = msgspec.structs.replace(fleet.settings, stop_after_s=1.0)
+    resumed(fleet)
+    fleet.run_until(is_over(fleet))
+    *before, last = [event.report.seconds for event in of_kind(fleet, RoundClosed)]
+    assert len(before) >= 3
+    assert sum(before) < 1.0 <= sum(before) + last
+    assert "(run.stop_after_s = " in fleet.events[-1].detail
 
 
 def test_a_run_that_was_stopped_before_it_began_waits_again(make_fleet):

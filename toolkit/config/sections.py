@@ -82,6 +82,18 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         dict[str, Scalar], Meta(description="options of the strategy, such as momentum of averaging")
     ] = {}
     rounds: Annotated[int, Meta(ge=1, le=2**31, description="rounds to train")] = 10
+    stop_after_s: Annotated[
+        float, Meta(ge=0, description="seconds of rounds after which no other is opened; 0 for no limit")
+    ] = 0.0
+    patience: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**31,
+            description="evaluations in a row without a better server accuracy (mean over devices), then the run ends;"
+            " 0 for no limit",
+        ),
+    ] = 0
     devices: Annotated[int, Meta(ge=1, le=100_000, description="devices to wait for")] = 1
     wait_s: Annotated[float, Meta(gt=0, description="seconds to wait for them; then the run gives up")] = (
         120.0

@@ -90,7 +90,7 @@ def _run_fleet(scenario: Scenario, data: FleetData, path: Path, observe: Observe
     return SeedResult(
         seed=scenario.run.seed,
         trained=scenario.run.strategy,
-        rounds=scenario.run.rounds,
+        rounds=meters.round,
         wall_s=meters.wall_s if scenario.transport == "memory" else None,
         server_s=meters.server_s,
         devices=[
