@@ -25,17 +25,28 @@ from toolkit.nn.datasets import load_source
 PARTITIONS = ("iid", "dirichlet:0.5")
 OF_TABLE = tuple(name for name in TRAINED if not name.startswith("SplitFed"))
 SYNC = ("run.client_sync=prefix",)
+RATES = ("run.lr=0.2", "run.server_lr_factor=0.25")
 EXTENDED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "Sequential, prefixes every 5 steps": ("prefixes", SYNC, TRAINED["Sequential"]),
     "Sequential, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
         "prefixes-rate4",
-        (*SYNC, "run.lr=0.2", "run.server_lr_factor=0.25"),
+        (*SYNC, *RATES),
         TRAINED["Sequential"],
     ),
-    "..., momentum averaged, the server teaches (1.0): the preset best": (
+    "..., momentum averaged, the server teaches (1.0), rate 0.05": (
         "best",
         (*SYNC, "run.sync_momentum=average", "run.server_logits=1.0"),
         TRAINED["Sequential"],
+    ),
+    "..., momentum averaged, the server teaches (1.0): the preset best": (
+        "best-rate4",
+        (*SYNC, *RATES, "run.sync_momentum=average", "run.server_logits=1.0"),
+        TRAINED["Sequential"],
+    ),
+    "Consolidated, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
+        "consolidated-rate4",
+        (*SYNC, *RATES),
+        TRAINED["Consolidated (ours)"],
     ),
     "Averaging and prefixes every 5 steps": ("averaging-prefixes", SYNC, TRAINED["Averaging"]),
     "Consolidated, prefixes every 5 steps": ("consolidated-prefixes", SYNC, TRAINED["Consolidated (ours)"]),

@@ -21,6 +21,7 @@ HAR = (*("--devices", "30", "--partition", "user", "--model", "mlp", "--cuts", "
 PARTITIONS = ("dirichlet:0.5", "iid")
 N_STEPS = {"digits": 90, "har": 60}
 SYNC = ("run.client_sync=prefix",)
+RATES = ("run.lr=0.2", "run.server_lr_factor=0.25")
 AVERAGING = ("--strategy", "averaging")
 CONSOLIDATED = ("--strategy", "consolidated")
 Variant = tuple[int, tuple[str, ...], tuple[str, ...]]
@@ -32,7 +33,7 @@ ROWS: dict[str, Variant] = {
     "Sequential, same cut only, every 5 steps": (5, ("run.client_sync=same_cut",), ()),
     "..., momentum averaged": (5, (*SYNC, "run.sync_momentum=average"), ()),
     "..., momentum dropped": (5, (*SYNC, "run.sync_momentum=reset"), ()),
-    "the same, and the server teaches (1.0): the preset best": (
+    "the same, and the server teaches (1.0)": (
         5,
         (*SYNC, "run.sync_momentum=average", "run.server_logits=1.0"),
         (),
@@ -67,11 +68,19 @@ ROWS: dict[str, Variant] = {
     "centralised: all data in one place": (5, (), ("--baseline", "centralised")),
     "FedAvg every 5 steps": (5, (), ("--baseline", "fedavg")),
     "local only": (5, (), ("--baseline", "local")),
+    "Sequential, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
+        5,
+        (*SYNC, *RATES),
+        (),
+    ),
+    "..., momentum averaged, the server teaches (1.0): the preset best": (5, ("run.preset=best",), ()),
 }
 OF_HAR = (
     "Sequential",
     "Sequential, prefixes every 5 steps",
-    "the same, and the server teaches (1.0): the preset best",
+    "the same, and the server teaches (1.0)",
+    "Sequential, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server",
+    "..., momentum averaged, the server teaches (1.0): the preset best",
     "Averaging every 5 steps, momentum averaged",
     "Consolidated",
     "Consolidated, prefixes every 5 steps",

@@ -22,6 +22,8 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "sync_every": 1,
         "sync_momentum": "average",
         "server_logits": 1.0,
+        "lr": 0.2,
+        "server_lr_factor": 0.25,
         "round_steps": 5,
         "eval_every": 5,
         "exit_head": "auto",
