@@ -6,71 +6,33 @@ them to it.
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import msgspec
 
-from toolkit.conformance.stage import Batch, Stage, with_unknown_keys
+from toolkit.conformance.player import (
+    ROUND_STEPS,
+    SETTLE_S,
+    WINDOW,
+    Player,
+    codec_of,
+    unless,
+)
+from toolkit.conformance.stage import with_unknown_keys
 from toolkit.findings import Finding
 from toolkit.wire import frames
-from toolkit.wire.job import Job, ModelSpec, Scalar
-from toolkit.wire.messages import Assignment, Fenced, Hello, Phase, Refusal, State, Welcome
-
-QUIET_S = 1.5
-"""Who may not send has so long to send nothing."""
-SETTLE_S = 0.25
-"""A message has reached the device by then."""
-ROUND_STEPS = 6
-WINDOW = 2
+from toolkit.wire.messages import Assignment, Fenced, Refusal, Welcome
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the rest can't be judged
     """Nothing after this can be judged."""
 
 
-class Script:
-    """Plays coordinator to one device and keeps what it finds.
-
-    Args:
-        stage: connected.
-        model: name, options; shape and classes come from the device's hello.
-        cut: a layer of it.
-        codec: for the activations.
-        batch_size: as the stage's.
-        cap_s: how long anything may take that the protocol gives no time for.
-        pace: times of PROTOCOL.md are divided by it, for a device whose clock runs so much faster.
-    """
-
-    def __init__(
-        self,
-        stage: Stage,
-        *,
-        model: str,
-        options: Mapping[str, Scalar],
-        cut: str,
-        codec: str,
-        batch_size: int,
-        cap_s: float,
-        pace: float = 1.0,
-    ) -> None:
-        self._stage = stage
-        self._model = model
-        self._options = options
-        self._cut = cut
-        self._codec = codec
-        self._batch_size = batch_size
-        self._cap_s = cap_s
-        self._pace = pace
-        self._n = 0
-        self._term = 2
-        self._incarnation = 5
-        self._plan = 3
-        self._taken = 0
-        self.findings: list[Finding] = []
+class Script(Player):
+    """The acts, in order."""
 
     def play(self) -> list[Finding]:
         """Play the whole run; returns a finding for each sentence, in order."""
@@ -125,14 +87,14 @@ class Script:
         self._judge(
             13,
             "A device offers all versions it speaks in `protocols`",
-            wrong=_unless(1 in hello.protocols, f"offers {hello.protocols}, not 1"),
+            wrong=unless(1 in hello.protocols, f"offers {hello.protocols}, not 1"),
         )
         stage.wait_for(lambda: bool(stage.words), self._cap_s)
         nonce = hello.boot_nonce.hex()
         self._judge(
             3,
             'A process publishes its word "online" after every CONNACK',
-            wrong=_unless(
+            wrong=unless(
                 any(word.state == "online" and word.boot_nonce == nonce for word in stage.words),
                 f"words: {stage.words}; nonce of the hello: {nonce}",
             ),
@@ -152,18 +114,18 @@ class Script:
         self._judge(
             7,
             "and every 5 s while it is not answered",
-            wrong=_unless(again, "a hello that is not answered is not said again"),
+            wrong=unless(again, "a hello that is not answered is not said again"),
         )
         same = {greeting.hello.boot_nonce for greeting in stage.greetings}
         self._judge(
             7,
             "drawn at random when the process starts, the same in all its hellos",
-            wrong=_unless(len(same) == 1, f"{len(same)} nonces in hellos of one process"),
+            wrong=unless(len(same) == 1, f"{len(same)} nonces in hellos of one process"),
         )
         self._judge(
             7,
             "A device MUST ignore a welcome that names another boot nonce, and any lower term.",
-            wrong=_unless(not stage.batches, "it sends batches for orders that were not meant for it"),
+            wrong=unless(not stage.batches, "it sends batches for orders that were not meant for it"),
         )
 
     def _first_credit(self) -> None:
@@ -180,12 +142,12 @@ class Script:
         self._judge(
             2,
             "It MUST ignore keys it does not know, at any depth.",
-            wrong=_unless(bool(got), "a state message with unknown keys is not obeyed"),
+            wrong=unless(bool(got), "a state message with unknown keys is not obeyed"),
         )
         self._judge(
             2,
             "A receiver MUST refuse a message shorter than 12 bytes or with another magic.",
-            wrong=_unless(bool(got), "after torn and foreign messages it does not go on"),
+            wrong=unless(bool(got), "after torn and foreign messages it does not go on"),
         )
         if not got:
             raise Stopped
@@ -193,7 +155,7 @@ class Script:
         self._judge(
             8,
             "A device MUST NOT send other seqs.",
-            wrong=_unless(self._n_new() == 0, f"beyond its credit it sent {self._seqs()}"),
+            wrong=unless(self._n_new() == 0, f"beyond its credit it sent {self._seqs()}"),
         )
 
     def _stale_credit(self) -> None:
@@ -206,7 +168,7 @@ class Script:
         self._judge(
             8,
             "A device MUST obey the state message with the highest (term, n) and ignore all others.",
-            wrong=_unless(self._n_new() == 0, f"stale orders made it send {self._seqs()}"),
+            wrong=unless(self._n_new() == 0, f"stale orders made it send {self._seqs()}"),
         )
 
     def _lost_batches(self) -> None:
@@ -222,7 +184,7 @@ class Script:
         self._judge(
             8,
             "It MUST send them again, from `next` on, when a state message names the same `next` in the same round for 5 s",
-            wrong=_unless(
+            wrong=unless(
                 [batch.header.seq for batch in again] == [1, 2],
                 f"sent again: {[b.header.seq for b in again]}",
             ),
@@ -231,7 +193,7 @@ class Script:
         self._judge(
             4,
             "drawn at random for each rendering",
-            wrong=_unless(len(ids) == len(stage.batches), "two payloads have one payload id"),
+            wrong=unless(len(ids) == len(stage.batches), "two payloads have one payload id"),
         )
         unsaid = [
             b.header.seq
@@ -241,7 +203,7 @@ class Script:
         self._judge(
             9,
             "asked for a batch that its training has passed, it makes it again and says `remade`",
-            wrong=_unless(not unsaid, f"seqs {unsaid} came with other bytes and did not say remade"),
+            wrong=unless(not unsaid, f"seqs {unsaid} came with other bytes and did not say remade"),
         )
         self._taken = len(stage.batches)
 
@@ -260,25 +222,25 @@ class Script:
         self._judge(
             6,
             "`kind` MUST be `train` for the seqs of training batches and `eval` for the others.",
-            wrong=_unless(not wrong, f"seqs {wrong} are of the wrong kind"),
+            wrong=unless(not wrong, f"seqs {wrong} are of the wrong kind"),
         )
         shapes = {tuple(b.header.tensors[0].shape[1:]) for b in self._stage.batches}
         self._judge(
             6,
             "of shape (n, activation shape at the cut)",
-            wrong=_unless(len(shapes) == 1, f"activations of {len(shapes)} shapes: {sorted(shapes)}"),
+            wrong=unless(len(shapes) == 1, f"activations of {len(shapes)} shapes: {sorted(shapes)}"),
         )
-        codecs = {_codec(b) for b in self._stage.batches}
+        codecs = {codec_of(b) for b in self._stage.batches}
         self._judge(
             7,
             "or one of them with `+zstd`; for `h`",
-            wrong=_unless(codecs == {self._codec}, f"the job says {self._codec}, it sends {sorted(codecs)}"),
+            wrong=unless(codecs == {self._codec}, f"the job says {self._codec}, it sends {sorted(codecs)}"),
         )
         steps = [b.header.segment_step for b in self._stage.batches]
         self._judge(
             9,
             "A device MUST train on a (round, seq) at most once",
-            wrong=_unless(
+            wrong=unless(
                 max(steps) <= self._n_train(),
                 f"{max(steps)} steps for {self._n_train()} batches",
             ),
@@ -304,7 +266,7 @@ class Script:
         self._judge(
             11,
             "devices keep their job, and send nothing",
-            wrong=_unless(self._n_new() == 0, f"with its coordinator offline it sent {self._seqs()}"),
+            wrong=unless(self._n_new() == 0, f"with its coordinator offline it sent {self._seqs()}"),
         )
 
     def _coordinator_back(self) -> None:
@@ -316,7 +278,7 @@ class Script:
         self._judge(
             11,
             'Its next word "online" makes every device say hello',
-            wrong=_unless(back, "no hello after the word"),
+            wrong=unless(back, "no hello after the word"),
         )
         if not back:
             raise Stopped
@@ -331,7 +293,7 @@ class Script:
         self._judge(
             7,
             "A device MUST ignore an assignment of another term than its own, or of a lower plan version.",
-            wrong=_unless(self._n_new() == 0, f"orders of an earlier term made it send {self._seqs()}"),
+            wrong=unless(self._n_new() == 0, f"orders of an earlier term made it send {self._seqs()}"),
         )
         if not got:
             raise Stopped
@@ -345,7 +307,7 @@ class Script:
         self._judge(
             8,
             "A device that is told of a plan for which it holds no assignment MUST say hello.",
-            wrong=_unless(asked, "no hello"),
+            wrong=unless(asked, "no hello"),
         )
         if not asked:
             raise Stopped
@@ -364,7 +326,7 @@ class Script:
         self._judge(
             8,
             "`finished` and `failed` end the session for good.",
-            wrong=_unless(self._n_new() == 0, f"after the end it sent {self._seqs()}"),
+            wrong=unless(self._n_new() == 0, f"after the end it sent {self._seqs()}"),
         )
         self._no_faults()
 
@@ -380,152 +342,11 @@ class Script:
         self._judge(
             7,
             "A device that is refused or fenced MUST stop for good",
-            wrong=_unless(
+            wrong=unless(
                 len(stage.greetings) == before, f"it said hello again {len(stage.greetings) - before} times"
             ),
         )
         self._no_faults()
-
-    # What the acts are made of
-
-    def _welcome(self) -> None:
-        """Answer the hello as a coordinator does that has a job: welcome, assignment."""
-        welcome = Welcome(
-            boot_nonce=self._nonce(),
-            run=self._stage.run,
-            term=self._term,
-            incarnation=self._incarnation,
-            protocol=1,
-        )
-        self._stage.say(welcome, Assignment(term=self._term, plan_version=self._plan, job=self._job()))
-
-    def _expect(self, section: str, seqs: Sequence[int], *, round_: int, sentence: str) -> bool:
-        """Wait for batches and judge what came: seqs, order, orders named."""
-        stage = self._stage
-        stage.wait_for(lambda: self._n_new() >= len(seqs), self._cap_s)
-        fresh = stage.batches[self._taken : self._taken + len(seqs)]
-        self._taken += len(fresh)
-        came = [batch.header.seq for batch in fresh]
-        self._judge(
-            int(section),
-            sentence,
-            wrong=_unless(came == list(seqs), f"asked for {list(seqs)}, it sent {came}"),
-        )
-        orders = (round_, self._term, self._incarnation, self._plan)
-        wrong = [o for o in map(_orders, fresh) if o != orders]
-        self._judge(
-            6,
-            "under whose orders it was made",
-            wrong=_unless(not wrong, f"(round, term, incarnation, plan) is {wrong[:1]}, not {orders}"),
-        )
-        return came == list(seqs)
-
-    def _keep_quiet(self) -> None:
-        """Give a device that may not send the time to do so."""
-        self._stage.listen_for(max(SETTLE_S, QUIET_S / self._pace))
-
-    def _no_faults(self) -> None:
-        faults = self._stage.faults
-        self._judge(
-            1,
-            "*To refuse a message* is to drop it, count it and go on",
-            wrong=_unless(
-                not faults, f"it sent {len(faults)} messages that a receiver refuses: {faults[:1]}"
-            ),
-        )
-
-    def _judge(self, section: int, sentence: str, *, wrong: str) -> None:
-        check = f"{section}: {sentence}"
-        if wrong:
-            finding = Finding(check, "failed", wrong, fix=f"Read PROTOCOL.md, section {section}.")
-        else:
-            finding = Finding(check, "ok", "")
-        earlier = [f for f in self.findings if f.check == check]
-        if not earlier:
-            self.findings.append(finding)
-        elif wrong and earlier[0].verdict == "ok":
-            self.findings[self.findings.index(earlier[0])] = finding
-
-    def _state(
-        self,
-        *,
-        round_: int,
-        next_: int,
-        limit: int,
-        term: int | None = None,
-        incarnation: int | None = None,
-        plan_version: int | None = None,
-        n: int | None = None,
-        phase: Phase = "training",
-    ) -> State:
-        if n is None:
-            self._n += 1
-        return State(
-            term=self._term if term is None else term,
-            incarnation=self._incarnation if incarnation is None else incarnation,
-            n=self._n if n is None else n,
-            phase=phase,
-            round=round_,
-            next=next_,
-            limit=limit,
-            watermark_round=0,
-            watermark_seq=0,
-            plan_version=self._plan if plan_version is None else plan_version,
-        )
-
-    def _job(self) -> Job:
-        data = self._hello().data
-        return Job(
-            run=self._stage.run,
-            model=ModelSpec(
-                name=self._model,
-                input_shape=data.input_shape,
-                n_classes=len(data.classes),
-                options=dict(self._options),
-            ),
-            cut=self._cut,
-            classes=data.classes,
-            mean=data.mean,
-            std=[math.sqrt(var) or 1.0 for var in data.var],
-            seed=7,
-            rounds=2,
-            batch_size=self._batch_size,
-            round_steps=ROUND_STEPS,
-            eval_samples=self._batch_size,
-            codec=self._codec,
-        )
-
-    def _hello(self) -> Hello:
-        return self._stage.greetings[-1].hello
-
-    def _nonce(self) -> bytes:
-        return self._hello().boot_nonce
-
-    def _n_train(self) -> int:
-        return ROUND_STEPS
-
-    def _n_eval(self) -> int:
-        return 1 if self._hello().data.n_eval else 0
-
-    def _n_new(self) -> int:
-        return len(self._stage.batches) - self._taken
-
-    def _seqs(self) -> list[int]:
-        return [batch.header.seq for batch in self._stage.batches[self._taken :]]
-
-
-def _unless(right: bool, wrong: str) -> str:  # noqa: FBT001 - reads as a sentence
-    return "" if right else wrong
-
-
-def _orders(batch: Batch) -> tuple[int, int, int, int]:
-    header = batch.header
-    return header.round, header.term, header.incarnation, header.plan_version
-
-
-def _codec(batch: Batch) -> str:
-    spec = batch.header.tensors[0]
-    return spec.codec + ("+zstd" if spec.compression == "zstd" else "")
 
 
 def _noise(run: str) -> Iterator[bytes]:

@@ -62,6 +62,8 @@ class Cast(Stage):
 
     def _start_coordinator(self, name: str = "coordinator") -> None:
         """Start a coordinator; a ``rival`` is one from a copy of the other's disk, elsewhere."""
+        if name not in self._disks:
+            name = "coordinator"  # a rival that was away is the run's coordinator by now
         if name in self._processes:
             return
         disk = self._disk(name)
@@ -105,7 +107,7 @@ class Cast(Stage):
             return
         except MachineError:
             self._kill(name, power=False)
-            self._at(self.now_s + 5.0, self._start_coordinator)
+            self._at(self.now_s + 5.0, self._starter(name))
             return
         except HseeError as exc:
             self._tape.problems.append(f"the coordinator can't be taken up: {exc}")
@@ -213,16 +215,18 @@ class Cast(Stage):
 
     def _hand_over(self) -> None:
         """The coordinator is gone: its rival, if there is one, is the run's from here on."""
+        if "rival" not in self._disks:
+            return
+        self._disks["coordinator"] = self._disks.pop("rival")
         rival = self._processes.pop("rival", None)
         if rival is not None:
-            self._disks["coordinator"] = self._disks.pop("rival")
             rival.name = "coordinator"
             self._processes["coordinator"] = rival
             self._n_started["coordinator"] += 1
 
     def _end(self, process: Process) -> None:
         """A process that is over leaves by itself."""
-        if isinstance(process.mover, Coordinator) and "rival" in self._processes:
+        if process.name == "coordinator" and "rival" in self._disks:
             self._kill(process.name, power=False)
             return
         if isinstance(process.mover, Coordinator):
@@ -261,13 +265,15 @@ class Cast(Stage):
             self._kill(process.name, power=False)
             self._at(self.now_s + 5.0, self._starter(process.name))
             return
-        if process.name == "coordinator" and "rival" in self._processes and isinstance(exc, RunError):
+        if process.name == "coordinator" and "rival" in self._disks and isinstance(exc, RunError):
             self._kill(process.name, power=False)
             return
         self._tape.problems.append(f"{process.name}: {type(exc).__name__}: {exc}")
 
     def _starter(self, name: str) -> Callable[[], None]:
-        return self._start_coordinator if name == "coordinator" else lambda: self._start_agent(name)
+        if name in ("coordinator", "rival"):
+            return lambda: self._start_coordinator(name)
+        return lambda: self._start_agent(name)
 
 
 def held_by(coordinator: Coordinator) -> dict[str, int]:

@@ -102,7 +102,7 @@ class World(Cast):
             self._kill("coordinator", power=False)
             self._rewind()
             self._at(self.now_s + fault.for_s, self._start_coordinator)
-        elif "rival" not in self._processes:
+        elif "rival" not in self._disks:
             self._disks["rival"] = copy.deepcopy(self._disk("coordinator"))
             self._disks["rival"].kill()
             self._tape.begin_anew(self._term_in("rival") + 1)
