@@ -83,7 +83,7 @@ held_by_suite(
 held_by_suite("T6", "10,000 replays change nothing", "tests/integration/test_replay_admission.py")
 held_by_suite(
     "T6b",
-    "10,000 stale and cross-device payloads over TLS, to processes",
+    "10,000 stale and cross-device payloads over TLS, to processes; also with clocks off by years",
     "tests/faults/replay.py",
     nightly=True,
 )

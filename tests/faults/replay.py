@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import secrets
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -52,13 +55,31 @@ def crew(served, tmp_path) -> Iterator[dict[str, Hsee]]:
         hsee.kill_all()
 
 
-def start_agents(crew, tmp_path):
+def start_agents(crew, tmp_path, clocks):
     return [
         crew[name].start(
-            *("agent", "start", "--data", "digits", "--part", part), "--profile", tmp_path / "board.toml"
+            *("agent", "start", "--data", "digits", "--part", part),
+            *("--profile", tmp_path / "board.toml"),
+            **at(clocks[name]),
         )
         for name, part in PARTS.items()
     ]
+
+
+FAKETIME = next(Path("/usr").glob("lib*/*/faketime/libfaketime.so.1"), None)
+WRONG = {"first": "+3y", "second": "+1y", "ant": "+2y", "bee": ""}
+"""A coordinator whose clock goes back by two years when it is started again, and boards that agree with neither.
+
+None is before the broker's certificate: there TLS itself refuses.
+"""
+RIGHT = dict.fromkeys(WRONG, "")
+
+
+def at(offset: str) -> dict[str, str]:
+    """Set the wall clock of a process, as a battery that died would; the monotonic one goes on as it does."""
+    if not offset:
+        return {}
+    return {"LD_PRELOAD": str(FAKETIME), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 class Spy:
@@ -88,13 +109,16 @@ class Spy:
         self._n_read = len(self._probe.received)
 
 
-def test_t6_nothing_that_was_said_before_or_elsewhere_counts(served, crew, tmp_path):
+@pytest.mark.parametrize("clocks", [RIGHT, WRONG], ids=["right clocks", "wrong clocks"])
+def test_t6_nothing_that_was_said_before_or_elsewhere_counts(served, crew, tmp_path, clocks):
+    if clocks is WRONG and FAKETIME is None:
+        pytest.skip("libfaketime is not installed")
     topics = served.topics
     with served.probe("op-admin") as operator:
         spy = Spy(operator, served)
-        agents = start_agents(crew, tmp_path)
-        words = ("--devices", 2, *MODEL, "--json")
-        first = crew["coord-r1"].start("coordinator", "start", "--run", "r1", "--rounds", ROUNDS, *words)
+        agents = start_agents(crew, tmp_path, clocks)
+        words = ("--run", "r1", "--rounds", ROUNDS, "--devices", 2, *MODEL, "--json")
+        first = crew["coord-r1"].start("coordinator", "start", *words, **at(clocks["first"]))
         first.wait_for_round(3, CAP_S)
         first.kill()
         first.end()
@@ -106,7 +130,7 @@ def test_t6_nothing_that_was_said_before_or_elsewhere_counts(served, crew, tmp_p
         control = DynamicSecurity(operator, topics)
         acl = {"acltype": "publishClientSend", "topic": "#", "priority": 0, "allow": True}
         control._ask("addRoleACL", rolename="thief", **acl)
-        second = crew["coord-r1"].start("run", "resume", "runs/r1", "--json")
+        second = crew["coord-r1"].start("run", "resume", "runs/r1", "--json", **at(clocks["second"]))
         second.wait_for("round", CAP_S)
         draw = random.Random(6)
         with served.probe("thief") as thief:
@@ -141,3 +165,5 @@ def test_t6_nothing_that_was_said_before_or_elsewhere_counts(served, crew, tmp_p
             assert made_as[entry.digest] == {(entry.device, entry.round, entry.seq)}
             assert term in terms[entry.digest], "a payload of the killed coordinator's term was applied"
     assert term == 2
+    began = int(json.loads((crew["coord-r1"].folder / "runs/r1/run.json").read_text())["started"][:4])
+    assert began - datetime.now(UTC).year in ((2, 3) if clocks is WRONG else (-1, 0)), "no clock was wrong"

@@ -187,7 +187,7 @@ def test_a_renewed_certificate_is_trusted_by_those_who_trusted_the_old(served):
 
 def test_a_folder_that_is_none_is_told_with_the_command_that_makes_one(capsys):
     assert hsee("broker user list --folder nothing") == 2
-    assert "hsee broker init nothing --host NAME" in capsys.readouterr().err
+    assert "hsee broker init --host NAME" in capsys.readouterr().err
 
 
 def test_every_command_of_the_page_works_in_its_order(tmp_path, capsys):

@@ -117,6 +117,7 @@ def test_devices_are_named_pinned_and_given_their_batches():
         ([*MODEL, "--input", "1x8x8", "--option", "width"], UsageError, "NAME=VALUE"),
         ([*MODEL, "--input", "1x8x8", "--link", "wify"], ProfileError, "Did you mean 'wifi'"),
         ([*MODEL, "--input", "1x8x8", "-o", "none/mine.toml"], UsageError, "no folder"),
+        ([*MODEL, "--input", "1x8x8", "-o", "."], UsageError, "is a folder"),
         ([*MODEL, "--input", "1x8x8", "--onnx", "none.onnx"], UsageError, "no ONNX file"),
         ([*MODEL, "--input", "1x8x8", "--link", "wifi", "--broker", "127.0.0.1"], UsageError, "one of them"),
         ([*MODEL, "--input", "1x8x8", "--broker", "broker.example"], InsecureBrokerError, "TLS"),

@@ -150,7 +150,8 @@ class BrokerFolder:
         except FileNotFoundError as exc:
             raise UsageError(
                 f"{path} is no broker's folder: it holds no {RECORD}.",
-                hint=f"Make one: hsee broker init {path} --host NAME",
+                hint="Type this on the broker's machine, or say where its folder is: --folder."
+                " hsee broker init --host NAME makes one.",
             ) from exc
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise UsageError(

@@ -236,6 +236,8 @@ def _writable(path: Path) -> Path:
         raise UsageError(
             f"There is no folder {path.parent}.", hint="Make it first, or choose another with -o."
         )
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder.", hint=f"Name a file in it: -o {path / 'board.toml'}")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(
             f"Nothing can be written in {path.parent.resolve()}.", hint="Choose another file with -o."

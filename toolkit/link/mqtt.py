@@ -212,7 +212,11 @@ class _Connection:
         self, _client: paho.Client, _data: object, _mid: int, reasons: list[ReasonCode], _: Properties | None
     ) -> None:
         if any(reason.is_failure for reason in reasons):
-            log.warning("%s refused a subscription of client id %r.", self._address, self._client_id)
+            log.warning(
+                "%s refused a subscription of client id %r: its account was removed, or may not hear that.",
+                self._address,
+                self._client_id,
+            )
 
 
 class MqttLink:
