@@ -22,7 +22,7 @@ from tests.served_broker import ServedBroker
 @row("R6", "the network is gone for a while: noticed within two keep-alives, back in the open round")
 def network_gone(scene: Scene) -> str:
     broker = scene.broker()
-    keep_alive_s, gone_s = 1, 4.0 * scene.scale
+    keep_alive_s, gone_s = 2, 5.0 * scene.scale
     with Cable(broker.address.port) as cable:
         stubs = scene.stubs(cable.port, 2, pace=0.02, keep_alive=keep_alive_s, max_backoff=1.0)
         coordinator = scene.serve(broker.address.port, devices=2, rounds=100_000)

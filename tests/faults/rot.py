@@ -58,8 +58,8 @@ def of_agent(own: Path) -> Found:
         training = folder.load_training(load)
     finally:
         folder.close()
-    held_out = own / HELD_OUT_FILE
-    samples = {name: array.tobytes() for name, array in read_npz(held_out.open("rb"), held_out).items()}
+    with (own / HELD_OUT_FILE).open("rb") as held_out:
+        samples = {name: array.tobytes() for name, array in read_npz(held_out, own / HELD_OUT_FILE).items()}
     segment = digest(load_tensors(own / WEIGHTS_FILE))
     return (training, read_record(own), segment, samples), [n for n in read_from if n != TRAINING_FILE]
 

@@ -8,7 +8,7 @@ from tests.faults.hostile import FUZZ_S
 from tests.faults.rows import ROWS
 from tests.faults.scene import SkippedRowError, scene
 
-pytestmark = [pytest.mark.needs_mosquitto, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs_mosquitto, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("name", [row.name for row in ROWS.values() if row.quick and not row.in_suite])
