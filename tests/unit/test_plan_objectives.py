@@ -120,8 +120,18 @@ def test_an_exit_that_is_too_weak_is_ruled_out_and_the_next_good_one_named():
 
 
 def test_an_accuracy_that_no_exit_reaches_is_refused_with_the_best_there_is():
-    with pytest.raises(PlanError, match=r"70\.0%.*layer3: its exit answers 97\.0%"):
+    with pytest.raises(PlanError, match=r"70\.0%.*layer3: its exit answers 97\.0%") as caught:
         choose_cuts(fleet(board()), server=FAST_SERVER, min_exit_accuracy=0.99, exits=exits(0.7, 0.95, 0.97))
+    assert caught.value.hint == "What would help: --min-exit-accuracy 0.97."
+
+
+def test_a_board_between_two_constraints_is_told_what_would_help_against_each():
+    """The deep cut has the exit that is asked for, and not the memory."""
+    small = board(peak_mb=(300.0, 320.0, 500.0))
+    with pytest.raises(PlanError, match="layer3: training there takes 500 MB") as caught:
+        choose_cuts(fleet(small), server=FAST_SERVER, min_exit_accuracy=0.96, exits=exits(0.7, 0.95, 0.97))
+    assert "a board with 625 MB" in caught.value.hint
+    assert "--min-exit-accuracy 0.95" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.errors import PlanError
@@ -158,7 +159,8 @@ def no_cut_error(
             hint=inference_only if profile.inference_only else "Run hsee profile again.",
             device=device,
         )
-    easiest = next(i for i in infeasible if pin in (None, i.cut))
+    asked = [i for i in infeasible if pin in (None, i.cut)]
+    easiest = asked[0]
     what = (
         f"Device {device!r} can't be cut after {easiest.cut!r}" if pin else f"No cut fits device {device!r}"
     )
@@ -166,8 +168,15 @@ def no_cut_error(
     return PlanError(
         f"{what}: {'' if pin else f'after {easiest.cut!r}, '}{easiest.detail}"
         f"{''.join(f'; {other}' for other in others)}.",
-        hint=inference_only if profile.inference_only else f"What would help: {easiest.fix}.",
+        hint=inference_only if profile.inference_only else f"What would help: {_what_helps(asked)}.",
         device=device,
         constraint=easiest.constraint,
         cut=easiest.cut,
     )
+
+
+def _what_helps(infeasible: Sequence[Infeasible]) -> str:
+    """The least of each kind of fix: shallow cuts take least time and memory, deep ones have the best exits."""
+    fixes = {i.constraint: i.fix for i in reversed(infeasible) if i.constraint != "exit accuracy"}
+    fixes |= {i.constraint: i.fix for i in infeasible if i.constraint == "exit accuracy"}
+    return "; or ".join(fixes.values())
