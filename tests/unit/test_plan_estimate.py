@@ -137,7 +137,7 @@ def test_a_plan_says_that_its_cut_was_estimated():
 def test_a_stopped_measurement_is_no_shallow_model():
     stopped = msgspec.structs.replace(lawful(), cuts=lawful().cuts[:2], partial=True)
     made = only(choose_cuts(fleet(stopped), server=FAST_SERVER))
-    assert "deeper cuts were not measured (the profile is partial)" in made.reason
+    assert "the profile is partial: a deeper cut, if the model has one, was not measured" in made.reason
     whole = only(choose_cuts(fleet(lawful()), server=FAST_SERVER, pins={"board": "layer3"}))
     assert "the model has no deeper cut" in whole.reason
 

@@ -40,7 +40,7 @@ def reason(
         outlook = f"the next cut, {barred.cut}, is ruled out: {barred.detail}"
     elif deeper is None:
         outlook = (
-            "deeper cuts were not measured (the profile is partial)"
+            "the profile is partial: a deeper cut, if the model has one, was not measured"
             if partial
             else "the model has no deeper cut"
         )

@@ -248,7 +248,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 COMMENTS = {
-    "partial": "measuring was stopped before the last row",
+    "partial": "measuring was stopped before the last row, or the broker went away",
     "provenance.kind": "measured | emulated | datasheet",
     "provenance.command": "makes this file again",
     "provenance.limits.cpu_percent": "of one core",
