@@ -83,7 +83,7 @@ def calibrate(
     needed = samples_needed(target_drop / 100)
     if len(kept) < needed:
         raise DataError(
-            f"Too few samples: {len(kept)}. To promise a drop of at most {target_drop:g} points at 95 %, at least "
+            f"Too few samples: {len(kept)}. To promise a drop of at most {_points(target_drop)} at 95 %, at least "
             f"{needed} are needed, even if none is lost.",
             hint="Give more held-out samples with --data, or allow a larger --target-drop.",
             n_samples=len(kept),
@@ -108,7 +108,7 @@ def calibrate(
     if chosen is None:
         best = min((p.drop_upper for p in curve if p.exit_rate > 0), default=100.0)
         raise PartialError(
-            f"No threshold that lets samples leave early keeps the drop within {target_drop:g} points on {len(kept)} "
+            f"No threshold that lets samples leave early keeps the drop within {_points(target_drop)} on {len(kept)} "
             f"samples: the upper 95 % bound is {best:.2f} points at best. The bundle is as it was.",
             hint="Give more held-out samples, or allow a larger --target-drop.",
             n_samples=len(kept),
@@ -252,3 +252,7 @@ def _write(
     manifest = msgspec.structs.replace(bundle.manifest, segments=segments, calibration=record)
     files[CURVE_FILE] = curve_svg(record).encode()
     return write_bundle(bundle.folder, manifest, files, replace=True)
+
+
+def _points(number: float) -> str:
+    return f"{number:g} {'point' if number == 1 else 'points'}"

@@ -177,6 +177,8 @@ def no_cut_error(
 
 def _what_helps(infeasible: Sequence[Infeasible]) -> str:
     """The least of each kind of fix: shallow cuts take least time and memory, deep ones have the best exits."""
-    fixes = {i.constraint: i.fix for i in reversed(infeasible) if i.constraint != "exit accuracy"}
-    fixes |= {i.constraint: i.fix for i in infeasible if i.constraint == "exit accuracy"}
+    fixes: dict[str, str] = {}
+    for i in infeasible:
+        if i.constraint == "exit accuracy" or i.constraint not in fixes:
+            fixes[i.constraint] = i.fix
     return "; or ".join(fixes.values())
