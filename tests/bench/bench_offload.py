@@ -160,9 +160,9 @@ def serve(n_boards, seconds, routes, *, training=None, beside=False):
         "boards": n_boards,
         "answers_a_second": len(answered) / seconds,
         "samples_a_pass": service.n_answered / max(1, service.n_passes),
-        "ms_p50": float(np.percentile(answered, 50)),
-        "ms_p95": float(np.percentile(answered, 95)),
-        "within_deadline": sum(ms <= DEADLINE_MS for ms in answered) / len(times),
+        "ms_p50": float(np.percentile(answered, 50)) if answered else None,
+        "ms_p95": float(np.percentile(answered, 95)) if answered else None,
+        "within_deadline": sum(ms <= DEADLINE_MS for ms in answered) / max(1, len(times)),
         "n_late": len(times) - len(answered),
     }
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from toolkit.bundle.place import TRIAL_STARTS, Place
 from toolkit.cli.entry import main
 from toolkit.errors import BundleError, BundleSignatureError, MachineError, RunError
 from toolkit.runtime import self_test as testing
+from toolkit.runtime.cascade import Cascade
 from toolkit.runtime.installing import install
+from toolkit.runtime.placed import Placed
 from toolkit.runtime.preprocess import normalise
 from toolkit.runtime.self_test import (
     SELF_TEST_FILE,
@@ -149,6 +151,20 @@ def test_what_an_attacker_sends_is_refused(tmp_path, into, operator):
     check_refused(into, endless, BundleError, "at most 536870912 are looked at", key=key)
     for_all = signed(operator, archive_of(tmp_path, 8.0), release=6, devices=["*"])
     assert put(for_all, into, key=key).statement.release == 6
+
+
+def test_age_and_version_are_told_and_never_block(tmp_path, into, operator):
+    """Row O1, the two that are shown: frozen (an old one for ever), fast-forwarded (a release far ahead)."""
+    key = operator.public
+    long_ago, ahead = NOW - timedelta(days=900), NOW + timedelta(days=900)
+    frozen = put(signed(operator, archive_of(tmp_path, 1.0), now=long_ago, release=3), into, key=key)
+    assert frozen.statement.age_days(NOW) == pytest.approx(900)
+    forward = put(signed(operator, archive_of(tmp_path, 2.0), now=ahead, release=2**53), into, key=key)
+    assert (forward.replaced, forward.statement.release) == (True, 2**53)
+    assert main(["infer", str(into), "9,0,0.csv"]) == 1  # asks for its source, not for its age
+    with pytest.raises(BundleSignatureError, match=f"{2**53} was here"):
+        put(signed(operator, archive_of(tmp_path, 3.0)), into, key=key)
+    assert put(signed(operator, archive_of(tmp_path, 4.0)), into, key=key, again=True).replaced
 
 
 def test_a_roll_back_is_known_even_after_going_back(tmp_path, into, operator):
@@ -370,6 +386,33 @@ def test_a_bundle_that_rots_goes_back(tmp_path, into, damage, capsys):
     assert main(["infer", str(into), str(source)]) == 0
     assert "The bundle before it runs again." in capsys.readouterr().err
     assert digest_at(into) == open_bundle(archives[0]).digest
+
+
+def test_twenty_bad_bundles_of_twenty_go_back(tmp_path, into):
+    """Row O3: whichever byte of the model rots, and wherever it ends, the one before answers; nobody has to come."""
+    archives = [archive_of(tmp_path, factor) for factor in (1.0, 2.0)]
+    whole = archives[1].read_bytes()
+    segment = scaling_onnx(2.0)  # what nobody reads to answer, the model card say, may rot
+    begins = whole.index(segment)
+    flips = np.linspace(begins, begins + len(segment) - 1, 10).astype(int).tolist()
+    ends = np.linspace(0, len(whole) - 1, 10).astype(int).tolist()
+    bad = [whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :] for at in flips]
+    bad += [whole[:at] for at in ends]
+    n_reverted = 0
+    for content in bad:
+        for archive in archives:
+            put(archive, into, again=True)
+        (into / "bundle.hsee").unlink()  # the one before it shares nothing with what rots
+        (into / "bundle.hsee").write_bytes(content)
+        notes = []
+        placed = Placed(Place(into), Cascade, notes.append)
+        [answer] = placed.cascade(np.asarray([[1.0, 0.0, 0.0]], np.float32))
+        assert answer.probability == pytest.approx(0.576, abs=1e-3)
+        placed.answered()
+        assert digest_at(into) == open_bundle(archives[0]).digest
+        assert notes[0].endswith("The bundle before it runs again.")
+        n_reverted += 1
+    assert n_reverted == 20
 
 
 def test_both_gone_is_an_error(tmp_path, into, capsys):
