@@ -28,22 +28,22 @@ SYNC = ("run.client_sync=prefix",)
 RATES = ("run.lr=0.2", "run.server_lr_factor=0.25")
 EXTENDED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "Sequential, prefixes every 5 steps": ("prefixes", SYNC, TRAINED["Sequential"]),
-    "Sequential, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
+    "Sequential, prefixes every 5 steps, rate 0.2 on devices": (
         "prefixes-rate4",
         (*SYNC, *RATES),
         TRAINED["Sequential"],
     ),
-    "..., momentum averaged, the server teaches (1.0), rate 0.05": (
+    "Sequential, prefixes every 5 steps, momentum averaged, the server teaches (1.0)": (
         "best",
         (*SYNC, "run.sync_momentum=average", "run.server_logits=1.0"),
         TRAINED["Sequential"],
     ),
-    "..., momentum averaged, the server teaches (1.0): the preset best": (
+    "the same with rate 0.2 on devices: the preset best": (
         "best-rate4",
         (*SYNC, *RATES, "run.sync_momentum=average", "run.server_logits=1.0"),
         TRAINED["Sequential"],
     ),
-    "Consolidated, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
+    "Consolidated, prefixes every 5 steps, rate 0.2 on devices": (
         "consolidated-rate4",
         (*SYNC, *RATES),
         TRAINED["Consolidated (ours)"],

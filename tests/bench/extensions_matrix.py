@@ -31,14 +31,18 @@ ROWS: dict[str, Variant] = {
     "Sequential, prefixes every 5 steps": (5, SYNC, ()),
     "Sequential, prefixes every step": (1, SYNC, ()),
     "Sequential, same cut only, every 5 steps": (5, ("run.client_sync=same_cut",), ()),
-    "..., momentum averaged": (5, (*SYNC, "run.sync_momentum=average"), ()),
-    "..., momentum dropped": (5, (*SYNC, "run.sync_momentum=reset"), ()),
-    "the same, and the server teaches (1.0)": (
+    "prefixes every 5 steps, devices' momentum averaged": (5, (*SYNC, "run.sync_momentum=average"), ()),
+    "prefixes every 5 steps, devices' momentum dropped": (5, (*SYNC, "run.sync_momentum=reset"), ()),
+    "prefixes every 5 steps, momentum averaged, the server teaches (1.0)": (
         5,
         (*SYNC, "run.sync_momentum=average", "run.server_logits=1.0"),
         (),
     ),
-    "..., weights float16, activations int8": (5, (*SYNC, "run.sync_codec=float16", "run.codec=int8"), ()),
+    "prefixes every 5 steps, weights float16, activations int8": (
+        5,
+        (*SYNC, "run.sync_codec=float16", "run.codec=int8"),
+        (),
+    ),
     "Averaging every 5 steps, momentum averaged": (5, (), AVERAGING),
     "Averaging every 5 steps, momentum kept": (5, (), (*AVERAGING, "--option", "momentum=keep")),
     "Averaging every 5 steps, momentum dropped": (5, (), (*AVERAGING, "--option", "momentum=reset")),
@@ -68,19 +72,23 @@ ROWS: dict[str, Variant] = {
     "centralised: all data in one place": (5, (), ("--baseline", "centralised")),
     "FedAvg every 5 steps": (5, (), ("--baseline", "fedavg")),
     "local only": (5, (), ("--baseline", "local")),
-    "Sequential, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
+    "prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
         5,
         (*SYNC, *RATES),
         (),
     ),
-    "..., momentum averaged, the server teaches (1.0): the preset best": (5, ("run.preset=best",), ()),
+    "these rates, momentum averaged, the server teaches (1.0): the preset best": (
+        5,
+        ("run.preset=best",),
+        (),
+    ),
 }
 OF_HAR = (
     "Sequential",
     "Sequential, prefixes every 5 steps",
-    "the same, and the server teaches (1.0)",
-    "Sequential, prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server",
-    "..., momentum averaged, the server teaches (1.0): the preset best",
+    "prefixes every 5 steps, momentum averaged, the server teaches (1.0)",
+    "prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server",
+    "these rates, momentum averaged, the server teaches (1.0): the preset best",
     "Averaging every 5 steps, momentum averaged",
     "Consolidated",
     "Consolidated, prefixes every 5 steps",
