@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.layout.answers import check_answer
+
 ROOT = Path(__file__).parents[2]
 CAP_S = 120.0
 """Generous: a machine may do much else."""
@@ -140,9 +142,10 @@ class Hsee:
         return running
 
     def run(self, *words: object, cap_s: float = CAP_S, **env: str) -> Running:
-        """Run a command to its end."""
+        """Run a command to its end; what it answers in JSON is held to its schema."""
         running = self.start(*words, **env)
-        running.end(cap_s)
+        if running.end(cap_s) == 0:
+            check_answer([str(word) for word in words], running.out)
         return running
 
     def agent(self, port: int, device: str, *words: object, data: str = "digits", **env: str) -> Running:

@@ -227,6 +227,16 @@ def test_the_commands_send_and_receive(hsee, archive, tmp_path, mosquitto):
     assert "ant: installed: 1 exits on 4 stored samples" in sent.out
     assert board.end() == 0, board.describe()
     assert open_bundle(place / "bundle.hsee").digest == open_bundle(archive).digest
+    again = hsee.start(
+        *("bundle", "receive", "--into", place, "--id", "ant", "--once", "--allow-unsigned", "--json"),
+        *broker,
+    )
+    again.wait_for("waiting for bundles")
+    told = hsee.run("bundle", "send", archive, "--to", "ant", "--json", *broker)
+    assert (told.end(), again.end()) == (0, 0), told.describe() + again.describe()
+    assert {event.get("event") for event in told.events[:-1]} == {"notice"}
+    assert told.events[-1] == {"success": True, "receipts": {"ant": "unchanged"}}
+    assert again.events[-1] == {"success": True, "installed": 1}
     alone = hsee.run("bundle", "send", archive, "--to", "bee", "--wait", 1, *broker)
     assert alone.end() == 5
     assert "no word from bee" in alone.err

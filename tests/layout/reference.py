@@ -22,7 +22,7 @@ HEAD = """\
 # Reference
 
 Generated from the code by `python -m tests.layout.reference`; a test holds this page to it. Every command takes `-h`, and
-`--json` for programs: one JSON object with `success`, or an object a line where it goes on for a while; logs go to standard
+`--json` for programs: one JSON object with `success` ([schemas](schemas), a file a command), or an object a line where it goes on for a while; logs go to standard
 error. In bash, zsh and fish, `hsee --install-completion` makes the tab key complete commands and options (those of `agent start`
 and `infer`, which load no such thing, excepted); it begins with the next shell. A new zsh only loads it at the first press of the
 key, and completes at the second.

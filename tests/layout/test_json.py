@@ -12,97 +12,39 @@ import msgspec
 import pytest
 
 from tests.e2e.test_help import leaves
+from tests.layout.answers import ANSWERS, FOLDER, LINES, Failure, check_answer, schema_files
 from tests.tiny_bundles import manifest_of, scaling_onnx, scaling_segment
 from toolkit.bundle.archive import write_archive
 from toolkit.bundle.folder import open_bundle, write_bundle
 from toolkit.cli.entry import main
-from toolkit.findings import Finding
 
 ROOT = Path(__file__).parents[2]
-Objects = list[dict[str, object]]
-
-
-def answer(**fields: object) -> type[msgspec.Struct]:
-    """A schema: these keys, of these types, and no others; one that may be absent ends in an underscore."""
-    typed = [
-        (name.removesuffix("_"), kind, *([None] if name.endswith("_") else []))
-        for name, kind in fields.items()
-    ]
-    return msgspec.defstruct("Answer", [("success", bool), *typed], forbid_unknown_fields=True, kw_only=True)
-
-
-class Told(msgspec.Struct, forbid_unknown_fields=True):
-    code: str
-    message: str
-    hint: str
-
-
-Refusal = answer(error=Told)
-SCHEMAS = {
-    "init": ("", answer(file=str, template=str, next=str)),
-    "config show": (
-        "--origin",
-        answer(settings=dict[str, dict[str, object]], origins=dict[str, dict[str, object]]),
-    ),
-    "config check": ("", answer(files=dict[str, bool], settings_given=int, has_password=bool)),
-    "config schema": ("", answer(schema=dict[str, object])),
-    "model show": (
-        "mlp --input 10 --classes 3",
-        answer(model=dict[str, object], stages=Objects, flop=int, n_parameters=int),
-    ),
-    "broker init": (
-        "--host localhost --device dev1",
-        answer(
-            folder=str,
-            address=str,
-            authority_sha256=str,
-            accounts=list[dict[str, str]],
-            verified=bool,
-            start=tuple[str, str],
-        ),
-    ),
-    "broker renew": ("", answer(folder=str, hosts=list[str])),
-    "agent install": (
-        "--dry-run",
-        answer(unit=str, file=str, text=str, commands=list[str], installed=bool),
-    ),
-    "agent status": (
-        "ant",
-        answer(
-            device=str,
-            runs=bool,
-            by_hand=bool,
-            unit=str,
-            installed=bool,
-            state=str,
-            detail=str,
-            boots=bool,
-            pid=int,
-            n_restarts=int,
-            memory_bytes=int,
-            since=str,
-        ),
-    ),
-    "agent uninstall": ("ant --dry-run", answer(unit=str, file=str, removed=bool)),
-    "bundle show": (
-        "bundle",
-        answer(
-            bundle=str,
-            digest=str,
-            n_bytes=int,
-            exits=list[str],
-            provenance=dict[str, object],
-            signature_=dict[str, object] | None,
-        ),
-    ),
-    "bundle key": ("operator", answer(key=str, public_key=str, name=str)),
-    "run list": ("", answer(home=str, runs=Objects)),
-    "device list": ("", answer(devices=Objects)),
-    "infer": ("bundle samples.csv", answer(samples=Objects, summary=dict[str, object])),
-    "doctor": ("--data digits", answer(findings=list[Finding])),
+WORDS = {
+    "init": "",
+    "config show": "--origin",
+    "config check": "",
+    "config schema": "",
+    "model show": "mlp --input 10 --classes 3",
+    "broker init": "--host localhost --device dev1",
+    "broker renew": "",
+    "agent install": "--dry-run",
+    "agent status": "ant",
+    "agent uninstall": "ant --dry-run",
+    "bundle show": "bundle",
+    "bundle key": "operator",
+    "run list": "",
+    "device list": "",
+    "infer": "bundle samples.csv",
+    "doctor": "--data digits",
 }
-"""Words of a command that answers at once, and what it answers."""
+"""Words of a command that answers at once."""
 HELD_BY = {
+    "bundle install": "tests/layout/test_json.py",
+    "bundle receive": "tests/integration/test_delivery.py",
+    "bundle revert": "tests/layout/test_json.py",
+    "bundle send": "tests/integration/test_delivery.py",
+    "bundle sign": "tests/layout/test_json.py",
+    "bundle trust": "tests/layout/test_json.py",
     "agent join": "tests/integration/test_join.py",
     "agent start": "tests/e2e/test_by_hand.py",
     "broker check": "tests/integration/test_broker_check.py",
@@ -125,7 +67,7 @@ HELD_BY = {
     "profile": "tests/unit/test_profile_commands.py",
     "run compare": "tests/unit/test_run_commands.py",
     "run export": "tests/unit/test_run_commands.py",
-    "run resume": "tests/e2e/test_faults.py",
+    "run resume": "tests/faults/replay.py",
     "run rewind": "tests/unit/test_run_folder.py",
     "run show": "tests/unit/test_plots.py",
     "simulate": "tests/integration/test_simulate.py",
@@ -157,37 +99,45 @@ def told(capsys, words):
 @pytest.mark.parametrize("path", leaves(), ids=" ".join)
 def test_a_mistake_is_the_same_object_everywhere(path, capsys):
     status, said = told(capsys, [*path, "--json", "--no-such-option"])
-    refusal = msgspec.json.decode(said, type=Refusal)
+    refusal = msgspec.json.decode(said, type=Failure)
     assert (status, refusal.success, refusal.error.code) == (2, False, "HSEE-E200")
     assert refusal.error.message
     assert refusal.error.hint
 
 
-@pytest.mark.parametrize("command", SCHEMAS)
+@pytest.mark.parametrize("command", WORDS)
 def test_an_answer_is_what_its_schema_says(command, capsys):
-    words, schema = SCHEMAS[command]
+    words = WORDS[command]
     if command == "broker renew":
         assert main(["broker", "init", "--host", "localhost", "--json"]) == 0
         capsys.readouterr()
     behind = ["--", "--data", "digits", "--id", "ant"] if command == "agent install" else []
     status, said = told(capsys, [*command.split(), *words.split(), "--json", *behind])
-    decoded = msgspec.json.decode(said, type=schema)
+    decoded = msgspec.json.decode(said, type=ANSWERS[command])
     assert decoded.success is True
     assert status == (1 if command == "agent status" else 0), said
 
 
-def test_every_command_is_held_by_a_schema_or_a_test():
+def test_every_command_has_a_schema_or_prints_lines_and_is_held_by_a_test():
     commands = {" ".join(path) for path in leaves()}
-    unheld = {
-        "bundle install",
-        "bundle receive",
-        "bundle revert",
-        "bundle send",
-        "bundle sign",
-        "bundle trust",
-    }
-    assert commands - unheld == set(SCHEMAS) | set(HELD_BY)
-    assert set(SCHEMAS).isdisjoint(HELD_BY)
+    assert commands == set(ANSWERS) | LINES
+    assert set(ANSWERS).isdisjoint(LINES)
+    assert commands == set(WORDS) | set(HELD_BY)
+
+
+def test_the_published_schemas_are_these():
+    """Again after a change: python -m tests.layout.answers."""
+    published = {path.name: path.read_text() for path in FOLDER.iterdir()}
+    assert published == schema_files()
+
+
+def test_an_answer_with_one_key_more_or_less_is_found():
+    said = {"success": True, "device": "ant", "label": "door"}
+    words = ["device", "rename", "ant", "door", "--json"]
+    check_answer(words, json.dumps(said))
+    for wrong in ({**said, "more": 1}, {"success": True, "device": "ant"}, {**said, "label": 5}):
+        with pytest.raises(msgspec.ValidationError):
+            check_answer(words, json.dumps(wrong))
 
 
 @pytest.mark.parametrize("command", HELD_BY)
@@ -198,21 +148,17 @@ def test_what_is_held_elsewhere_is_held_there(command):
 
 def test_a_bundle_from_its_key_to_its_place(tmp_path, capsys):
     """Signing, pinning, installing and going back answer objects that say what was done."""
-    rows = [
-        ("bundle key operator", answer(key=str, public_key=str, name=str)),
-        ("bundle sign --key operator bundle", None),
-        ("bundle trust operator.pub", None),
-    ]
-    for words, schema in rows:
-        status, said = told(capsys, [*words.split(), "--json"])
-        decoded = json.loads(said)
-        assert (status, decoded["success"]) == (0, True), said
-        if schema is not None:
-            msgspec.convert(decoded, schema)
+    for words in ("bundle key operator", "bundle sign --key operator bundle", "bundle trust operator.pub"):
+        hold(capsys, words)
     write_archive(open_bundle(tmp_path / "bundle"), tmp_path / "one.hsee")
-    status, said = told(
-        capsys, ["bundle", "install", "one.hsee", "--into", "place", "--id", "dev1", "--json"]
-    )
-    assert (status, json.loads(said)["success"]) == (0, True), said
+    hold(capsys, "bundle install one.hsee --into place --id dev1")
     status, said = told(capsys, ["bundle", "revert", "place", "--json"])
     assert json.loads(said)["success"] is (status == 0)
+
+
+def hold(capsys, line):
+    """Run a command and hold its answer to its schema."""
+    words = [*line.split(), "--json"]
+    status, said = told(capsys, words)
+    assert status == 0, said
+    check_answer(words, said)
