@@ -103,8 +103,9 @@ class World(Cast):
             self._rewind()
             self._at(self.now_s + fault.for_s, self._start_coordinator)
         elif "rival" not in self._disks:
-            self._disks["rival"] = copy.deepcopy(self._disk("coordinator"))
-            self._disks["rival"].kill()
+            elsewhere = self._disks["rival"] = copy.deepcopy(self._disk("coordinator"))
+            elsewhere.kill()
+            elsewhere.full = False
             self._tape.begin_anew(self._term_in("rival") + 1)
             self._start_coordinator("rival")
 
