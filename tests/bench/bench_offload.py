@@ -140,6 +140,9 @@ def serve(n_boards, seconds, routes, *, training=None, beside=False):
             link.divert(rides.filters, rides.take)
         server = Server(link, [rides], clock=time.monotonic, say=lambda _: None)
         server.start()
+        while not server._contact.is_made:
+            server.poll(0.1)
+        server.poll(0.0)  # services have had a turn: what waits for one is not what is measured
         times = []
         about = manifest(routes.shape)
         until = time.monotonic() + seconds
