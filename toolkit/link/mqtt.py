@@ -124,10 +124,8 @@ class _Connection:
 
     @property
     def outstanding_bytes(self) -> int:
-        # Counted by looking, not in on_publish: paho calls that with its own locks held, before publish() returns.
         with self._counting:
-            while self._outstanding and self._outstanding[0][0].is_published():
-                self._outstanding_bytes -= self._outstanding.popleft()[1]
+            self._forget_acknowledged()
             return self._outstanding_bytes
 
     def run(self) -> BrokerError:
@@ -166,6 +164,12 @@ class _Connection:
             with self._counting:
                 self._outstanding.append((info, len(payload)))
                 self._outstanding_bytes += len(payload)
+                self._forget_acknowledged()  # here too: not everybody asks what is outstanding
+
+    def _forget_acknowledged(self) -> None:
+        """Count by looking, not in on_publish: paho calls that with its own locks held, before publish() returns."""
+        while self._outstanding and self._outstanding[0][0].is_published():
+            self._outstanding_bytes -= self._outstanding.popleft()[1]
 
     def flush(self, deadline_s: float) -> None:
         """Wait until nothing is outstanding, the connection has ended, or the deadline has passed."""
