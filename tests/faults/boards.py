@@ -143,7 +143,7 @@ def versions(scene: Scene) -> str:
 
 DAYS = 3
 ROUND_S = 60.0
-GROWTH_MB = 16.0
+GROWTH_MB = 6.0
 
 
 @row("R21", "days at a thousand times their pace: memory, files and queues do not grow", quick=False)

@@ -29,6 +29,7 @@ MTU = 1500
 IPV4 = 4
 SOURCE, TARGET = slice(12, 16), slice(16, 20)
 """Of the two addresses in an IPv4 header."""
+REFUSED = "no far link can be made here"
 MOST_UNDER_WAY = 4000
 """Packets: a router's queue ends too."""
 
@@ -103,7 +104,7 @@ def main() -> int:
     try:
         descriptor = open_device(args.near)
     except (OSError, subprocess.CalledProcessError) as exc:
-        sys.stdout.write(f"no device: {exc}\n")
+        sys.stdout.write(f"{REFUSED}: {exc}\n")
         return 1
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from tests.e2e.processes import Running
+from tests.e2e.processes import Running, wait_until
 from tests.faults import far
 from tests.faults.cable import Cable
 from tests.faults.registry import row
@@ -141,7 +141,10 @@ class FarFleet:
             *("-m", "tests.faults.far", "--near", near, "--delay-ms", cell.rtt_ms / 2, "--loss", cell.loss),
             *("--double", cell.double, "--reorder", cell.reorder, "--seed", scene.random.randrange(2**32)),
         )
-        carrier.wait_for("ready")
+        wait_until(lambda: carrier.out.endswith("\n"), carrier.describe)
+        if carrier.out.startswith(far.REFUSED):
+            self.served.stop()
+            raise SkippedRowError(carrier.out.strip())
 
     @property
     def port(self) -> int:
