@@ -91,14 +91,14 @@ class Tape:
         if not isinstance(message, State):
             return
         device = topic.split("/")[-2]
+        place = device, message.round
+        self.granted[place] = max(self.granted.get(place, 0), message.limit)
         if message.term < self.since_term:
             return
         told, before = (message.watermark_round, message.watermark_seq), self.watermark.get(device, (0, 0))
         if told < before:
             self.problems.append(f"(b) the watermark of {device} fell from {before} to {told}")
         self.watermark[device] = max(told, before)
-        place = device, message.round
-        self.granted[place] = max(self.granted.get(place, 0), message.limit)
 
     def begin_anew(self, term: int) -> None:
         """An operator took the run back, or a copy of it up: what was confirmed before ``term`` is void."""

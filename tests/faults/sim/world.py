@@ -13,7 +13,7 @@ from tests.faults.sim.models import FILE
 from tests.faults.sim.oracle import judge, model_in
 from tests.faults.sim.scenario import Failpoint, Fault
 from tests.faults.sim.stage import FOLDER, RESTART_S, RUN, CrashedError
-from toolkit.errors import CheckpointError, RunError
+from toolkit.errors import CheckpointError, MachineError, RunError
 from toolkit.failpoints import watched
 
 
@@ -116,6 +116,8 @@ class World(Cast):
             folder.rewind()
         except (RunError, CheckpointError):
             return  # there are not two checkpoints, or the older one is damaged: nothing was changed
+        except MachineError:
+            pass  # the disk is full: the newest is aside already, and the operator was told
         finally:
             folder.close()
         self._n_rewound += 1
