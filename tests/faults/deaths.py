@@ -71,18 +71,19 @@ def stopped_then_killed(scene: Scene, coordinator: Running) -> Running:
 @row("R7", "coordinator killed with many devices; nobody re-provisions")
 def coordinator_killed(scene: Scene) -> str:
     port = scene.broker().address.port
-    n = 24 if scene.scale == 1 else 200
+    n, rounds = (24 if scene.scale == 1 else 200), 12 * scene.scale
     stubs = [scene.stubs(port, n // 2, first=first) for first in (0, n // 2)]
-    coordinator = scene.serve(port, devices=n, rounds=6)
+    coordinator = scene.serve(port, devices=n, rounds=rounds)
     took = []
     for _ in range(2 * scene.scale):
         scene.wait_for_rounds(coordinator, 1)
         time.sleep(scene.random.uniform(0.0, 0.2))
         coordinator.kill()
-        if scene.record()["rounds_closed"] >= 6:
-            break
+        is_done = scene.record()["rounds_closed"] >= rounds
         began_s = time.monotonic()
-        coordinator = scene.serve(port, devices=n, rounds=6)
+        coordinator = scene.serve(port, devices=n, rounds=rounds)
+        if is_done:
+            break
         coordinator.wait_for(" closed: ")
         took.append(time.monotonic() - began_s)
     scene.ended_well(coordinator, *stubs)
