@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coordinator.roll import Roll
-from coordinator.rounds import RoundLoop
+from coordinator.fleet.roll import Roll
+from coordinator.rounds.loop import RoundLoop
 from toolkit.errors import PartialError
 
 OFFLINE_GRACE_S = 30.0

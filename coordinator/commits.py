@@ -6,9 +6,9 @@ from collections import deque
 
 import msgspec
 
-from coordinator.checkpoints import KEPT_GENERATIONS, Checkpoints, CommittedState
-from coordinator.ledger import Ledger
-from coordinator.underway import Underway
+from coordinator.rounds.underway import Underway
+from coordinator.store.checkpoints import KEPT_GENERATIONS, Checkpoints, CommittedState
+from coordinator.store.ledger import Ledger
 from toolkit.failpoints import failpoint
 
 

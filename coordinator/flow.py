@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from coordinator.commits import Commits
-from coordinator.roll import Roll
-from coordinator.rounds import RoundLoop
-from coordinator.underway import Underway
+from coordinator.fleet.roll import Roll
+from coordinator.rounds.loop import RoundLoop
+from coordinator.rounds.underway import Underway
 from toolkit.wire.limits import MAX_TEXT_CHARACTERS
 from toolkit.wire.messages import DownMessage, Phase, State
 

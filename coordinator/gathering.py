@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from coordinator.checkpoints import CommittedState
-from coordinator.events import PlanMade, RunEvent, Waiting
-from coordinator.ledger import Entry, Planned
-from coordinator.planning import Planner, server_spec
-from coordinator.registry import unite
-from coordinator.roll import Roll
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.events import PlanMade, RunEvent, Waiting
+from coordinator.fleet.planning import Planner, server_spec
+from coordinator.fleet.registry import unite
+from coordinator.fleet.roll import Roll
+from coordinator.store.checkpoints import CommittedState
+from coordinator.store.ledger import Entry, Planned
+from coordinator.store.run_folder import RunFolder
 from toolkit.config import Run
 from toolkit.errors import PartialError
 from toolkit.wire.messages import Hello

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coordinator.advice import Advisor
+from coordinator.fleet.advice import Advisor
+from coordinator.fleet.handing_down import HandingDown
+from coordinator.fleet.intake import Intake
+from coordinator.fleet.roll import Roll
 from coordinator.flow import Flow
-from coordinator.handing_down import HandingDown
-from coordinator.intake import Intake
-from coordinator.roll import Roll
-from coordinator.underway import Underway
+from coordinator.rounds.underway import Underway
 from toolkit.errors import RemoteProtocolError
 from toolkit.wire import frames, seats
 from toolkit.wire.messages import Bye, Chunk, Fetch, Hello, Message, Pace

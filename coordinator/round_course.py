@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coordinator.advice import Advisor
 from coordinator.attendance import check_quorum, excuse_the_lost
 from coordinator.commits import Commits
-from coordinator.events import Notice, RoundClosed, RunEvent
+from coordinator.fleet.advice import Advisor
+from coordinator.fleet.events import Notice, RoundClosed, RunEvent
+from coordinator.fleet.roll import Roll
 from coordinator.flow import Flow
-from coordinator.roll import Roll
-from coordinator.run_folder import RunFolder
-from coordinator.stopping import StopRule
-from coordinator.underway import Underway
+from coordinator.rounds.stopping import StopRule
+from coordinator.rounds.underway import Underway
+from coordinator.store.run_folder import RunFolder
 from toolkit.config import Run
 from toolkit.errors import PartialError
 from toolkit.failpoints import failpoint

@@ -15,27 +15,27 @@ from contextlib import suppress
 
 import torch
 
-from coordinator.advice import Advisor
-from coordinator.allowance import Seldom
-from coordinator.bridge import Bridge
-from coordinator.checkpoints import CommittedState
+from coordinator.beside.service import Service
 from coordinator.commits import Commits
-from coordinator.events import Ended, Notice, RunEvent
+from coordinator.fleet.advice import Advisor
+from coordinator.fleet.allowance import Seldom
+from coordinator.fleet.bridge import Bridge
+from coordinator.fleet.events import Ended, Notice, RunEvent
+from coordinator.fleet.handing_down import HandingDown
+from coordinator.fleet.intake import Intake
+from coordinator.fleet.planning import Planner, ProfilePlanner
+from coordinator.fleet.roll import Roll
 from coordinator.flow import Flow
 from coordinator.gathering import Gathering
-from coordinator.handing_down import HandingDown
 from coordinator.hearing import Hearing
-from coordinator.intake import Intake
-from coordinator.ledger import Rewound, TermRaised
-from coordinator.planning import Planner, ProfilePlanner
-from coordinator.roll import Roll
 from coordinator.round_course import RoundCourse
-from coordinator.run_folder import RunFolder
-from coordinator.run_record import Status
-from coordinator.service import Service
+from coordinator.rounds.underway import Makes, Underway, take_up
+from coordinator.rounds.windows import WAITING_BUDGET_BYTES
+from coordinator.store.checkpoints import CommittedState
+from coordinator.store.ledger import Rewound, TermRaised
+from coordinator.store.run_folder import RunFolder
+from coordinator.store.run_record import Status
 from coordinator.strategy.catalogue import make_strategy
-from coordinator.underway import Makes, Underway, take_up
-from coordinator.windows import WAITING_BUDGET_BYTES
 from toolkit.config import Run
 from toolkit.errors import HseeError, MachineError, RemoteProtocolError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received, matches

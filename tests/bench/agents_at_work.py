@@ -10,12 +10,12 @@ from pathlib import Path
 
 import psutil
 
-from coordinator.events import RoundClosed
-from coordinator.planning import GivenCuts
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.events import RoundClosed
+from coordinator.fleet.planning import GivenCuts
+from coordinator.model.server_model import ServerModel
+from coordinator.rounds.underway import Makes
 from coordinator.server import Coordinator
-from coordinator.server_model import ServerModel
-from coordinator.underway import Makes
+from coordinator.store.run_folder import RunFolder
 from toolkit.config import load_config
 from toolkit.link.connect import make_link
 from toolkit.profile.limits import parse_limits

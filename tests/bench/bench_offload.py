@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coordinator.beside import Beside
-from coordinator.offload import OffloadService
-from coordinator.routes import Route, Served
-from coordinator.serving import Server
+from coordinator.beside.offload import OffloadService
+from coordinator.beside.own_thread import Beside
+from coordinator.beside.routes import Route, Served
+from coordinator.beside.serving import Server
 from device_agent.asker import Asker
 from tests.mosquitto import Mosquitto
 from tests.tiny_bundles import manifest_of, scaling_segment

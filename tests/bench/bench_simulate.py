@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coordinator import underway
-from coordinator.events import RoundClosed, RunEvent
-from coordinator.server_model import ServerModel
+from coordinator.fleet.events import RoundClosed, RunEvent
+from coordinator.model.server_model import ServerModel
+from coordinator.rounds import underway
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.config import Run
 from toolkit.link.base import parse_broker

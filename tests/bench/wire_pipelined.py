@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from coordinator.server_model import ServerModel
+from coordinator.model.server_model import ServerModel
 from coordinator.strategy.catalogue import make_strategy
 from tests.bench.wire_load import (
     ADDRESS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coordinator.ledger import Applied, Closed, Planned, read_ledger
+from coordinator.store.ledger import Applied, Closed, Planned, read_ledger
 from tests.e2e.processes import ROOT
 
 pytestmark = pytest.mark.needs_mosquitto

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from coordinator.run_folder import RunFolder
+from coordinator.store.run_folder import RunFolder
 from tests.tiny_bundles import manifest_of, scaling_onnx, scaling_segment
 from toolkit.access.broker_folder import BrokerFolder
 from toolkit.bundle.folder import write_bundle

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from coordinator.ledger import Closed, read_ledger
+from coordinator.store.ledger import Closed, read_ledger
 from device_agent.unit import AgentUnit
 from tests.e2e.processes import Hsee, wait_until
 

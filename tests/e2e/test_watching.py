@@ -8,9 +8,9 @@ import time
 import msgspec
 import pytest
 
-from coordinator.history import HISTORY_FILE, History
-from coordinator.log_ring import LogEntry
-from coordinator.status import DeviceStatus, RunStatus
+from coordinator.watching.history import HISTORY_FILE, History
+from coordinator.watching.log_ring import LogEntry
+from coordinator.watching.status import DeviceStatus, RunStatus
 from tests.e2e.processes import Hsee, wait_until
 from tests.mosquitto import find_mosquitto
 from tests.served_broker import ServedBroker

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coordinator.checkpoints import committed_generations
-from coordinator.run_folder import RunFolder
+from coordinator.store.checkpoints import committed_generations
+from coordinator.store.run_folder import RunFolder
 from device_agent.state import TRAINING_FILE
 from device_agent.tape import Tape
 from tests.e2e.processes import Running

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from coordinator.checkpoints import Checkpoints, CommittedState
-from coordinator.ledger import (
+from coordinator.store.checkpoints import Checkpoints, CommittedState
+from coordinator.store.ledger import (
     Aggregated,
     Applied,
     Closed,

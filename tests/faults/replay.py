@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.ledger import Applied, Closed, TermRaised, read_ledger
+from coordinator.store.ledger import Applied, Closed, TermRaised, read_ledger
 from tests.e2e.processes import Hsee
 from tests.mosquitto import find_mosquitto
 from tests.served_broker import ServedBroker

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from coordinator.run_folder import RunFolder
+from coordinator.store.run_folder import RunFolder
 from device_agent.state import TRAINING_FILE, DeviceFolder
 from tests.faults.disks import PARTS, agent_folder, start_fleet
 from tests.faults.registry import row

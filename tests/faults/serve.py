@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from coordinator.events import Ended, Notice, RoundClosed, RunEvent
-from coordinator.planning import GivenCuts
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.events import Ended, Notice, RoundClosed, RunEvent
+from coordinator.fleet.planning import GivenCuts
 from coordinator.server import Coordinator
+from coordinator.store.run_folder import RunFolder
 from tests.faults.stubs import CUT, FLEET, MODEL, add_broker, address_of, be_another, device_name
 from toolkit.config import Run
 from toolkit.link.connect import make_link

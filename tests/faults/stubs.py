@@ -35,7 +35,7 @@ from toolkit.wire.topics import Topics
 from toolkit.wire.words import DeviceWord, encode_word
 
 FLEET = Topics("home")
-_SPEAKERS = {"device_agent.agent", "coordinator.registry", "toolkit.wire.seats"}
+_SPEAKERS = {"device_agent.agent", "coordinator.fleet.registry", "toolkit.wire.seats"}
 """Modules that say which version this side speaks."""
 MODEL, CUT, WIDTH = "mlp", "hidden1", 128
 N_FEATURES = 6

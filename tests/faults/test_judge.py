@@ -5,8 +5,8 @@ import shutil
 import msgspec
 import pytest
 
-from coordinator.checkpoints import Checkpoints
-from coordinator.ledger import Applied, Ledger, Void, read_ledger
+from coordinator.store.checkpoints import Checkpoints
+from coordinator.store.ledger import Applied, Ledger, Void, read_ledger
 from device_agent.tape import Tape
 from tests.faults.judge import judge
 from tests.numerics.fleet import Fleet, Member, local_data, patterns

@@ -193,7 +193,7 @@ def _scratch() -> Path:
 
 def _ledger(data: bytes) -> None:
     """Entries a line, in a chain that is right."""
-    from coordinator.ledger import GENESIS, read_ledger
+    from coordinator.store.ledger import GENESIS, read_ledger
 
     head, lines = GENESIS, []
     for entry in data.split(b"\n"):
@@ -205,14 +205,14 @@ def _ledger(data: bytes) -> None:
 
 
 def _checkpoint(data: bytes) -> None:
-    from coordinator.checkpoints import Generation
+    from coordinator.store.checkpoints import Generation
 
     (_scratch() / "checkpoint.json").write_bytes(data)
     Generation(_scratch()).state()
 
 
 def _run_record(data: bytes) -> None:
-    from coordinator.run_folder import RunFolder
+    from coordinator.store.run_folder import RunFolder
 
     (_scratch() / "run-copy.json").unlink(missing_ok=True)
     (_scratch() / "run.json").write_bytes(data)
@@ -253,7 +253,7 @@ def _manifest_seed() -> bytes:
 
 
 def _checkpoint_seed() -> bytes:
-    from coordinator.checkpoints import CommittedState
+    from coordinator.store.checkpoints import CommittedState
 
     state = CommittedState(
         round=1, plan_version=1, jobs={"ant": JOB}, lists={"ant": (2, 1)}, activation_shapes={"ant": [3]}
@@ -262,7 +262,16 @@ def _checkpoint_seed() -> bytes:
 
 
 def _ledger_seed() -> bytes:
-    from coordinator.ledger import Aggregated, Applied, Closed, Issued, Opened, Planned, TermRaised, Void
+    from coordinator.store.ledger import (
+        Aggregated,
+        Applied,
+        Closed,
+        Issued,
+        Opened,
+        Planned,
+        TermRaised,
+        Void,
+    )
 
     entries = (
         TermRaised(1),
@@ -278,7 +287,7 @@ def _ledger_seed() -> bytes:
 
 
 def _run_record_seed() -> bytes:
-    from coordinator.run_record import RunRecord, encode_record
+    from coordinator.store.run_record import RunRecord, encode_record
 
     return encode_record(RunRecord(run="run1", term=2, incarnations={"ant": 1}))
 

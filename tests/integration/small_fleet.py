@@ -1,9 +1,9 @@
 """A fleet of two small boards in memory, and what tests ask of it."""
 
-from coordinator.events import Waiting
-from coordinator.planning import GivenCuts
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.events import Waiting
+from coordinator.fleet.planning import GivenCuts
 from coordinator.server import Coordinator
+from coordinator.store.run_folder import RunFolder
 from tests.numerics.fleet import RUN, TOPICS, Member, local_data, patterns
 from toolkit.config import Run
 from toolkit.link.memory import MemoryLink

@@ -7,11 +7,11 @@ import shutil
 import msgspec
 import pytest
 
-from coordinator.checkpoints import Checkpoints
-from coordinator.events import Ended, Notice, PlanMade, RoundClosed
-from coordinator.ledger import Applied, Closed, Issued, Ledger, Rewound, read_ledger
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.events import Ended, Notice, PlanMade, RoundClosed
 from coordinator.server import Coordinator
+from coordinator.store.checkpoints import Checkpoints
+from coordinator.store.ledger import Applied, Closed, Issued, Ledger, Rewound, read_ledger
+from coordinator.store.run_folder import RunFolder
 from tests.integration.small_fleet import is_over, of_kind, ready, resumed
 from tests.numerics.fleet import RUN, TOPICS
 from toolkit.disk import SystemDisk

@@ -8,9 +8,9 @@ from itertools import count
 import pytest
 
 from coordinator.attendance import OFFLINE_GRACE_S
-from coordinator.events import Ended, Notice, PlanMade, RoundClosed, Waiting
-from coordinator.ledger import Applied, Opened, Void, read_ledger
-from coordinator.service import Service
+from coordinator.beside.service import Service
+from coordinator.fleet.events import Ended, Notice, PlanMade, RoundClosed, Waiting
+from coordinator.store.ledger import Applied, Opened, Void, read_ledger
 from device_agent.trainer import Trainer
 from tests.integration.small_fleet import SETTINGS, is_over, member, of_kind, ready
 from tests.numerics.fleet import RUN, TOPICS, Fleet

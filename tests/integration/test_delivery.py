@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from coordinator.delivery import BundleDelivery
-from coordinator.serving import Server
+from coordinator.beside.delivery import BundleDelivery
+from coordinator.beside.serving import Server
 from device_agent import receiver as receiving
 from device_agent.receiver import Receiver
 from tests.e2e.processes import Hsee
@@ -109,7 +109,7 @@ class Rig:
 @pytest.fixture
 def rig(mosquitto, tmp_path, monkeypatch):
     monkeypatch.setattr(receiving, "AGAIN_S", 0.3)
-    monkeypatch.setattr("coordinator.delivery.OFFER_EVERY_S", 0.3)
+    monkeypatch.setattr("coordinator.beside.delivery.OFFER_EVERY_S", 0.3)
     made = Rig(mosquitto, tmp_path / "boards")
     yield made
     made.close()

@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator import local_socket
-from coordinator.ask import ANSWER_S, ask_log, ask_status, dismiss, is_answering
-from coordinator.desk import Desk
-from coordinator.events import RoundClosed
-from coordinator.fleet_view import SILENT_S
-from coordinator.history import HISTORY_FILE, History
-from coordinator.local_socket import (
+from coordinator.fleet.events import RoundClosed
+from coordinator.watching import local_socket
+from coordinator.watching.ask import ANSWER_S, ask_log, ask_status, dismiss, is_answering
+from coordinator.watching.desk import Desk
+from coordinator.watching.fleet_view import SILENT_S
+from coordinator.watching.history import HISTORY_FILE, History
+from coordinator.watching.local_socket import (
     MAX_CLIENTS,
     MAX_QUESTION_BYTES,
     SOCKET_FILE,
@@ -388,7 +388,7 @@ def test_a_folder_deeper_than_a_socket_s_address_is_long(tmp_path, make_fleet):
 def test_a_coordinator_that_is_busy_for_too_long_is_told(make_fleet, monkeypatch):
     assert ANSWER_S >= 10
     fleet = make_fleet()
-    monkeypatch.setattr("coordinator.ask.ANSWER_S", 0.05)
+    monkeypatch.setattr("coordinator.watching.ask.ANSWER_S", 0.05)
     with pytest.raises(RunError, match=r"runs, but has not answered for 0\.05 s"):
         ask_status(fleet.path / "run")
 

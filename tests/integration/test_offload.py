@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from coordinator.beside import Beside
-from coordinator.offload import OffloadService
-from coordinator.routes import Routes
-from coordinator.serving import Server
+from coordinator.beside.offload import OffloadService
+from coordinator.beside.own_thread import Beside
+from coordinator.beside.routes import Routes
+from coordinator.beside.serving import Server
 from device_agent import asker as asker_module
 from device_agent.asker import Asker
 from tests.e2e.processes import Hsee

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from coordinator.ledger import Applied, read_ledger
+from coordinator.store.ledger import Applied, read_ledger
 from tests.numerics.fleet import RUN, TOPICS, Fleet, Member, local_data, patterns
 from toolkit.config import Run
 from toolkit.link.base import Received

@@ -12,9 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from coordinator.events import Ended, RoundClosed
-from coordinator.ledger import Void, read_ledger
-from coordinator.run_record import read_record
+from coordinator.fleet.events import Ended, RoundClosed
+from coordinator.store.ledger import Void, read_ledger
+from coordinator.store.run_record import read_record
 from toolkit.cli.app import app
 from toolkit.config import Run
 from toolkit.errors import CutError, HseeError, RunError, UsageError

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from coordinator.log_ring import LogEntry
-from coordinator.status import RunStatus
+from coordinator.watching.log_ring import LogEntry
+from coordinator.watching.status import RunStatus
 from toolkit.cli.device_commands import DeviceFacts
 from toolkit.cli.run_commands import RunFacts
 from toolkit.findings import Finding

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 WHERE = ("coordinator", "device_agent", "toolkit/wire", "toolkit/link", "toolkit/nn", "toolkit/simulate")
 CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today", "time.localtime"}
 LABELS = {
-    "coordinator/desk.py": "log lines, events and last seen, for people",
-    "coordinator/run_folder.py": "when a run began, for people",
+    "coordinator/watching/desk.py": "log lines, events and last seen, for people",
+    "coordinator/store/run_folder.py": "when a run began, for people",
     "device_agent/state.py": "when training was saved, for people",
     "device_agent/telemetry.py": "the board's own log lines",
 }

@@ -12,10 +12,10 @@ from typing import Self
 import numpy as np
 import torch
 
-from coordinator.ledger import Aggregated, Applied, Synchronised, read_ledger
-from coordinator.planning import GivenCuts
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.planning import GivenCuts
 from coordinator.server import Coordinator
+from coordinator.store.ledger import Aggregated, Applied, Synchronised, read_ledger
+from coordinator.store.run_folder import RunFolder
 from device_agent.agent import Agent
 from device_agent.local_data import LocalData
 from device_agent.sending import Conduct

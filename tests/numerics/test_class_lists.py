@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coordinator.events import RoundClosed
+from coordinator.fleet.events import RoundClosed
 from device_agent.local_data import load_local_data
 from tests.numerics.fleet import RUN, TOPICS, Fleet, Member
 from toolkit.config import Device, Run

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coordinator.aggregate import CrossLayerMean
+from coordinator.model.aggregate import CrossLayerMean
 from tests.numerics import oracle
 from tests.numerics.same import assert_same
 

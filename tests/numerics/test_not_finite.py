@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coordinator.run_folder import RunFolder
+from coordinator.store.run_folder import RunFolder
 from tests.numerics.fleet import RUN, Fleet
 from tests.numerics.test_run_equals_oracle import members_for, settings_for
 from toolkit.errors import TrainingError

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from coordinator import server_model
-from coordinator.aggregate import CrossLayerMean
+from coordinator.model import server_model
+from coordinator.model.aggregate import CrossLayerMean
 from tests.numerics import oracle
 from tests.numerics.fleet import Fleet, Member, local_data, patterns
 from tests.numerics.same import assert_same, digest

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from coordinator import segments
-from coordinator.aggregate import CrossLayerMean
-from coordinator.events import Notice, RoundClosed
+from coordinator.fleet.events import Notice, RoundClosed
+from coordinator.model import segments
+from coordinator.model.aggregate import CrossLayerMean
 from device_agent.trainer import Trainer
 from tests.numerics import oracle, oracle_beyond
 from tests.numerics.fleet import Fleet

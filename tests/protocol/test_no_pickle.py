@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coordinator.checkpoints import CommittedState
-from coordinator.run_folder import RunFolder
+from coordinator.store.checkpoints import CommittedState
+from coordinator.store.run_folder import RunFolder
 from device_agent.state import DeviceFolder
 from tests.protocol.samples import ADDRESS, BATCH, JOB, MESSAGES
 from tests.tiny_bundles import write_tiny_bundle

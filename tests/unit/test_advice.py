@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.advice import MOST_NAMED, Advisor
+from coordinator.fleet.advice import MOST_NAMED, Advisor
 from tests.unit.boards import board, fleet
 from toolkit.config import Run
 from toolkit.plan.choose import choose_cuts

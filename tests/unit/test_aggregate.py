@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coordinator.aggregate import CrossLayerMean
+from coordinator.model.aggregate import CrossLayerMean
 
 
 def mean_of(*copies, bn="mean"):

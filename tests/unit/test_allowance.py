@@ -1,6 +1,6 @@
 """What a device may say that is of no use, and how often a flood is told of."""
 
-from coordinator.allowance import FILLS_IN_S, MESSAGE_COST_BYTES, SAID_EVERY_S, Allowance, Seldom
+from coordinator.fleet.allowance import FILLS_IN_S, MESSAGE_COST_BYTES, SAID_EVERY_S, Allowance, Seldom
 
 
 def test_a_flood_is_dropped_once_the_allowance_is_spent_and_fills_with_time():

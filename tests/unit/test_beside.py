@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from coordinator import beside
-from coordinator.beside import Beside
-from coordinator.service import Service
+from coordinator.beside import own_thread
+from coordinator.beside.own_thread import Beside
+from coordinator.beside.service import Service
 from toolkit.errors import RemoteProtocolError
 
 CAP_S = 10.0
@@ -105,7 +105,7 @@ def test_a_failure_is_raised_where_the_run_is_worked_on(rig):
 
 
 def test_what_is_too_much_is_dropped_and_counted(rig, monkeypatch):
-    monkeypatch.setattr(beside, "MAX_HELD_BYTES", 10)
+    monkeypatch.setattr(own_thread, "MAX_HELD_BYTES", 10)
     for _ in range(3):
         rig.beside.take("echo/a", b"12345")
     assert rig.beside.n_dropped == 1

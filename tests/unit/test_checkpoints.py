@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from coordinator.checkpoints import (
+from coordinator.store.checkpoints import (
     MODEL_FILE,
     Checkpoints,
     CommittedState,

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from coordinator.run_folder import RunFolder
+from coordinator.store.run_folder import RunFolder
 from device_agent.identity import HeldIdentity
 from tests.mosquitto import free_port
 from toolkit.access import authority

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from coordinator.handing_down import OUTSTANDING_BYTES, HandingDown, Wish
+from coordinator.fleet.handing_down import OUTSTANDING_BYTES, HandingDown, Wish
 from toolkit.wire import chunks, frames
 from toolkit.wire.limits import DEFAULT_CHUNK_BYTES
 from toolkit.wire.weights import FlatWeights, LoweredAddress, RowLengths, decode_lowered, to_weights

@@ -4,12 +4,12 @@ import sqlite3
 
 import pytest
 
-from coordinator.events import Ended, Notice, RoundClosed
-from coordinator.history import HISTORY_FILE, Event, History
-from coordinator.ledger import Closed, Planned, TermRaised, Void
-from coordinator.recorder import Recorder
-from coordinator.round_report import DeviceReport, RoundReport
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.events import Ended, Notice, RoundClosed
+from coordinator.store.ledger import Closed, Planned, TermRaised, Void
+from coordinator.store.round_report import DeviceReport, RoundReport
+from coordinator.store.run_folder import RunFolder
+from coordinator.watching.history import HISTORY_FILE, Event, History
+from coordinator.watching.recorder import Recorder
 from tests.unit.test_checkpoints import state
 from toolkit.errors import CheckpointError, MachineError
 

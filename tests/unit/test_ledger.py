@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from coordinator.ledger import (
+from coordinator.store.ledger import (
     Aggregated,
     Applied,
     Closed,

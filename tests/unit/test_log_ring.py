@@ -1,6 +1,6 @@
 """The lines that are kept: the newest of each source, in one order, whatever a device floods."""
 
-from coordinator.log_ring import COORDINATOR, KEPT_LINES, MAX_SOURCES, LogRing
+from coordinator.watching.log_ring import COORDINATOR, KEPT_LINES, MAX_SOURCES, LogRing
 
 
 def texts(entries):

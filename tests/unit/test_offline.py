@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from coordinator.delivery import BundleDelivery
-from coordinator.serving import Server
+from coordinator.beside.delivery import BundleDelivery
+from coordinator.beside.serving import Server
 from device_agent.asker import Asker
 from device_agent.receiver import Receiver
 from tests.tiny_bundles import manifest_of, scaling_onnx, scaling_segment

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from coordinator import offload
-from coordinator.offload import STALE_PIECES_S, OffloadService
-from coordinator.routes import Served
+from coordinator.beside import offload
+from coordinator.beside.offload import STALE_PIECES_S, OffloadService
+from coordinator.beside.routes import Served
 from toolkit.errors import CheckpointError, RemoteProtocolError
 from toolkit.wire import chunks, frames, questions
 from toolkit.wire.limits import MAX_ASK_BYTES

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.commit_time import time_commit_ms
+from coordinator.store.commit_time import time_commit_ms
 from tests.unit.boards import FAST_SERVER, board, fleet, only
 from toolkit.errors import PlanError
 from toolkit.plan.choose import choose_cuts

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from coordinator.planning import sync_of
+from coordinator.fleet.planning import sync_of
 from tests.unit.boards import FAST_SERVER, board
 from toolkit.config import Run
 from toolkit.errors import PlanError

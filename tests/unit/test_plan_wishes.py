@@ -5,9 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from coordinator.planning import ProfilePlanner, needs_measuring
-from coordinator.registry import unite
-from coordinator.wishes import wishes_of
+from coordinator.fleet.planning import ProfilePlanner, needs_measuring
+from coordinator.fleet.registry import unite
+from coordinator.fleet.wishes import wishes_of
 from tests.unit.boards import FAST_SERVER, board, fleet
 from toolkit.config import Run
 from toolkit.errors import PlanError, ProfileError

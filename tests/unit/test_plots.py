@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from coordinator.run_record import METRICS
+from coordinator.store.run_record import METRICS
 from toolkit.cli.app import app
 from toolkit.errors import CheckpointError, MissingPartError, UsageError
 from toolkit.plots.cut_map import Layer, draw_cut_map

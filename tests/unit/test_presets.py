@@ -2,7 +2,7 @@
 
 import pytest
 
-from coordinator.planning import influence_of
+from coordinator.fleet.planning import influence_of
 from tests.numerics import oracle
 from tests.numerics.same import assert_same
 from tests.numerics.test_run_equals_oracle import run_fleet

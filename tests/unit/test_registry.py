@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coordinator.registry import refusal_of, refusal_of_model, unite
+from coordinator.fleet.registry import refusal_of, refusal_of_model, unite
 from device_agent.agent import ADVICE
 from toolkit.config import Run
 from toolkit.errors import DataError

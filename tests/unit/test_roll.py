@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from coordinator.planning import ProfilePlanner
-from coordinator.roll import Roll
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.planning import ProfilePlanner
+from coordinator.fleet.roll import Roll
+from coordinator.store.run_folder import RunFolder
 from tests.unit.test_plan_wishes import SMALL, hello
 from toolkit.config import Run
 from toolkit.profile.schema import profile_text

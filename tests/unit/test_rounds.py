@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from coordinator.device_round import Delivery, Unfit
-from coordinator.ledger import Aggregated, Applied, Closed, Opened, Refused, Void
-from coordinator.rounds import PARK_AFTER, RoundLoop
+from coordinator.rounds.device_round import Delivery, Unfit
+from coordinator.rounds.loop import PARK_AFTER, RoundLoop
+from coordinator.rounds.windows import Windows
+from coordinator.store.ledger import Aggregated, Applied, Closed, Opened, Refused, Void
 from coordinator.strategy.base import RoundView, Strategy
 from coordinator.strategy.sequential import Sequential
-from coordinator.windows import Windows
 from tests.unit.test_checkpoints import JOB
 from toolkit.errors import StrategyError
 from toolkit.wire.payloads import Batch

@@ -8,9 +8,9 @@ from io import StringIO
 import msgspec
 import pytest
 
-from coordinator.history import Event, Metric
-from coordinator.run_record import METRICS, RunRecord, encode_record, read_metrics
-from coordinator.tensorboard import event_file, masked_crc
+from coordinator.store.run_record import METRICS, RunRecord, encode_record, read_metrics
+from coordinator.watching.history import Event, Metric
+from coordinator.watching.tensorboard import event_file, masked_crc
 from tests.unit.test_history import RUN, Ran
 from toolkit.cli.entry import main
 from toolkit.cli.run_commands import RunFacts

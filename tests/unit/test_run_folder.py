@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from coordinator.ledger import TermRaised, read_ledger
-from coordinator.round_report import DeviceReport, RoundReport
-from coordinator.run_folder import RunFolder
-from coordinator.run_record import METRICS, further_exits, read_metrics, read_record
+from coordinator.store.ledger import TermRaised, read_ledger
+from coordinator.store.round_report import DeviceReport, RoundReport
+from coordinator.store.run_folder import RunFolder
+from coordinator.store.run_record import METRICS, further_exits, read_metrics, read_record
 from tests.unit.test_checkpoints import state
 from toolkit.cli.entry import main
 from toolkit.errors import CheckpointError, MachineError, RunError

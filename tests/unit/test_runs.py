@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from coordinator.device_book import BOOK_FILE, Named, changed_book, read_book
-from coordinator.run_record import RunRecord, encode_record
-from coordinator.runs import find_folder, find_run, history_of, run_folders, settings_of, status_of
+from coordinator.store.run_record import RunRecord, encode_record
+from coordinator.watching.device_book import BOOK_FILE, Named, changed_book, read_book
+from coordinator.watching.runs import find_folder, find_run, history_of, run_folders, settings_of, status_of
 from tests.unit.test_history import RUN, Ran
 from toolkit.cli.entry import main
 from toolkit.errors import CheckpointError, ConfigError, RunError, UsageError

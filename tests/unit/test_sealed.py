@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from coordinator.run_folder import RunFolder
+from coordinator.store.run_folder import RunFolder
 from tests.protocol.samples import JOB
 from toolkit.errors import CheckpointError
 from toolkit.nn.segment_record import RECORD_FILE, SegmentRecord, encode_record, read_record

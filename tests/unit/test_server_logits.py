@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from coordinator.server_logits import ServerLogits
+from coordinator.model.server_logits import ServerLogits
 from coordinator.strategy.base import PooledBatch, SubBatch
 
 

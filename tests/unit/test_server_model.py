@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from coordinator.checkpoints import Checkpoints
-from coordinator.server_model import ServerModel
+from coordinator.model.server_model import ServerModel
+from coordinator.store.checkpoints import Checkpoints
 from coordinator.strategy.averaging import Averaging
 from coordinator.strategy.base import PooledBatch, SubBatch
 from coordinator.strategy.consolidated import Consolidated
@@ -199,7 +199,7 @@ def test_a_mixed_step_is_the_sample_weighted_mean(tmp_path):
 def test_a_pool_beyond_its_cap_is_on_disk_and_gives_the_same(tmp_path, monkeypatch):
     states = []
     for cap in (10**9, 300):
-        monkeypatch.setattr("coordinator.server_model.POOL_CAP_BYTES", cap)
+        monkeypatch.setattr("coordinator.model.server_model.POOL_CAP_BYTES", cap)
         model = make_model(tmp_path / str(cap), Consolidated())
         batches = [PooledBatch("a", seq, "hidden1", 8) for seq in (1, 2, 3)]
         for own in batches:

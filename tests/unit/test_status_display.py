@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from coordinator.status import DeviceStatus, RunStatus
+from coordinator.watching.status import DeviceStatus, RunStatus
 from toolkit.cli import status_display
 from toolkit.cli.status_display import SORTS, ago, cells, print_status, render, rows_that_fit, strip
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from coordinator.device_round import Delivery
-from coordinator.ledger import Applied, Void
-from coordinator.rounds import RoundLoop
+from coordinator.rounds.device_round import Delivery
+from coordinator.rounds.loop import RoundLoop
+from coordinator.rounds.windows import Windows
+from coordinator.store.ledger import Applied, Void
 from coordinator.strategy.asked import Asked
 from coordinator.strategy.averaging import Averaging
 from coordinator.strategy.base import (
@@ -23,7 +24,6 @@ from coordinator.strategy.base import (
 from coordinator.strategy.catalogue import make_strategy
 from coordinator.strategy.consolidated import MIN_SUB_BATCH, Consolidated
 from coordinator.strategy.sequential import Sequential
-from coordinator.windows import Windows
 from tests.unit.test_checkpoints import JOB
 from toolkit.errors import StrategyError
 from toolkit.wire.payloads import Batch

@@ -2,8 +2,8 @@
 
 import pytest
 
-from coordinator.device_round import DeviceRound
-from coordinator.windows import FLOOR, MAX_AHEAD, Pipe, Windows
+from coordinator.rounds.device_round import DeviceRound
+from coordinator.rounds.windows import FLOOR, MAX_AHEAD, Pipe, Windows
 
 MB = 10**6
 

@@ -30,8 +30,8 @@ from toolkit.journal import log_all
 from toolkit.wire.topics import Topics, check_name
 
 if TYPE_CHECKING:
-    from coordinator.events import RunEvent
-    from coordinator.run_folder import RunFolder
+    from coordinator.fleet.events import RunEvent
+    from coordinator.store.run_folder import RunFolder
     from toolkit.cli.run_display import RunDisplay
     from toolkit.config import Settings
     from toolkit.link.base import BrokerAddress
@@ -95,7 +95,7 @@ def start(  # noqa: PLR0913 - a command's options
 
     Example: hsee coordinator start --run first --devices 3 --rounds 20
     """
-    from coordinator.wishes import wishes_of
+    from coordinator.fleet.wishes import wishes_of
     from toolkit.cli.run_display import make_display
     from toolkit.config import load_config
 
@@ -150,7 +150,7 @@ def resume(
 
     Example: hsee run resume run-20260101-120000
     """
-    from coordinator.runs import find_run
+    from coordinator.watching.runs import find_run
     from toolkit.cli.run_display import make_display
     from toolkit.config import load_config
 
@@ -173,7 +173,7 @@ def _check_account(account: str, run: str) -> None:
 
 def _run(settings: Settings, path: Path, run: str, opening: AbstractContextManager[RunDisplay]) -> None:
     require("torch", part="coordinator", purpose="Training at the coordinator")
-    from coordinator.run_folder import RunFolder
+    from coordinator.store.run_folder import RunFolder
     from coordinator.strategy.catalogue import make_strategy
     from toolkit.link.connect import broker_of
     from toolkit.nn.zoo import check_model
@@ -206,12 +206,12 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
 
     import torch
 
-    from coordinator.beside import Beside
-    from coordinator.desk import Desk
-    from coordinator.events import Notice
-    from coordinator.offload import OffloadService
-    from coordinator.routes import Routes
+    from coordinator.beside.offload import OffloadService
+    from coordinator.beside.own_thread import Beside
+    from coordinator.beside.routes import Routes
+    from coordinator.fleet.events import Notice
     from coordinator.server import Coordinator
+    from coordinator.watching.desk import Desk
     from toolkit.config import settings_text
     from toolkit.journal import LogTo
     from toolkit.link.base import chunk_bytes_of

@@ -44,8 +44,8 @@ def send(
 
     Example: hsee bundle send hall-camera.hsee --to hall-camera --broker mqtts://broker.local
     """
-    from coordinator.delivery import BundleDelivery
-    from coordinator.serving import Server
+    from coordinator.beside.delivery import BundleDelivery
+    from coordinator.beside.serving import Server
     from toolkit.bundle.folder import open_bundle
     from toolkit.config import load_config
     from toolkit.link.connect import broker_of, make_link

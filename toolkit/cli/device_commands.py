@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from coordinator.status import DeviceStatus
+from coordinator.watching.status import DeviceStatus
 from toolkit.cli.broker_commands import (
     DEFAULT_FOLDER,
     DEFAULT_OPERATOR,
@@ -107,7 +107,7 @@ def rename(
 
     Example: hsee device rename hall-camera "hall, above the door"
     """
-    from coordinator.device_book import MAX_LABEL_CHARACTERS, Named, changed_book
+    from coordinator.watching.device_book import MAX_LABEL_CHARACTERS, Named, changed_book
 
     if len(label) > MAX_LABEL_CHARACTERS or not label.isprintable():
         raise UsageError(
@@ -137,7 +137,7 @@ def group(
 
     Example: hsee device group hall-camera hall ground-floor
     """
-    from coordinator.device_book import Named, changed_book
+    from coordinator.watching.device_book import Named, changed_book
     from toolkit.wire.topics import check_name
 
     wanted = sorted({check_name(name, what="The group") for name in groups or []})
@@ -230,10 +230,10 @@ def _revoke(
 
 def _forget(device: str, home: Path) -> None:
     """Forget a device's names and when it was seen; runs at work here wait for it no longer."""
-    from coordinator.ask import dismiss
-    from coordinator.device_book import changed_book
-    from coordinator.history import HISTORY_FILE, History
-    from coordinator.runs import run_folders
+    from coordinator.watching.ask import dismiss
+    from coordinator.watching.device_book import changed_book
+    from coordinator.watching.history import HISTORY_FILE, History
+    from coordinator.watching.runs import run_folders
 
     for folder in run_folders(home):
         dismiss(folder, device)
@@ -248,10 +248,10 @@ def _forget(device: str, home: Path) -> None:
 
 def _devices(home: Path) -> dict[str, DeviceFacts]:
     """All devices of a home: named, seen in earlier runs, and in the runs at work now."""
-    from coordinator.ask import ask_status
-    from coordinator.device_book import read_book
-    from coordinator.history import HISTORY_FILE, History
-    from coordinator.runs import run_folders
+    from coordinator.watching.ask import ask_status
+    from coordinator.watching.device_book import read_book
+    from coordinator.watching.history import HISTORY_FILE, History
+    from coordinator.watching.runs import run_folders
 
     book = read_book(home)
     found = {name: DeviceFacts(device=name) for name in book.devices}

@@ -88,7 +88,7 @@ def export(  # noqa: PLR0913 - a command's options
         return
     if not run:
         raise UsageError("Which run?", hint="hsee export RUN, or --random --model for a run that never was.")
-    from coordinator.runs import find_folder
+    from coordinator.watching.runs import find_folder
     from toolkit.export.onnx import export_held
     from toolkit.export.pieces import ExportOptions
     from toolkit.nn.segment_record import read_record
@@ -145,7 +145,7 @@ def _export_random(
 
 def _server_weights(home: Path) -> ServerWeights | None:
     """The coordinator's layers, where this folder is its run folder too."""
-    from coordinator.checkpoints import newest_generation
+    from coordinator.store.checkpoints import newest_generation
     from toolkit.export.final_route import ServerWeights
 
     generation = newest_generation(home / "checkpoints")

@@ -24,8 +24,8 @@ def rewind(
 
     Example: hsee run rewind run-20260101-120000
     """
-    from coordinator.run_folder import RunFolder
-    from coordinator.runs import find_run
+    from coordinator.store.run_folder import RunFolder
+    from coordinator.watching.runs import find_run
 
     folder = find_run(run, home_of(home))
     opened = RunFolder(folder, folder.resolve().name)

@@ -19,7 +19,7 @@ from toolkit.cli.output import emit_json, table
 from toolkit.errors import CheckpointError, RunError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from coordinator.history import History, Metric
+    from coordinator.watching.history import History, Metric
 
 FORMATS = ("csv", "json", "tensorboard")
 COLUMNS = ("run", "round", "device", "name", "value")
@@ -59,7 +59,7 @@ def list_runs(*, home: Home = None, json: Json = False) -> None:
 
     Example: hsee run list
     """
-    from coordinator.runs import run_folders
+    from coordinator.watching.runs import run_folders
 
     place = home_of(home)
     facts = [_facts(folder) for folder in run_folders(place)]
@@ -103,7 +103,7 @@ def compare(
 
     Example: hsee run compare averaging-1 sequential-1
     """
-    from coordinator.runs import find_run
+    from coordinator.watching.runs import find_run
 
     place = home_of(home)
     folders = [find_run(name, place) for name in runs]
@@ -148,7 +148,7 @@ def export(
 
     Example: hsee run export first --format tensorboard -o logs
     """
-    from coordinator.runs import find_run, history_of
+    from coordinator.watching.runs import find_run, history_of
     from toolkit.disk import write_atomically
     from toolkit.errors import writing
 
@@ -191,8 +191,8 @@ def export(
 
 def _facts(folder: Path) -> RunFacts:
     """Read what a run came to; one that can't be read says so in its row."""
-    from coordinator.run_record import committed_round, read_metrics
-    from coordinator.runs import settings_of, status_of
+    from coordinator.store.run_record import committed_round, read_metrics
+    from coordinator.watching.runs import settings_of, status_of
 
     facts = RunFacts(run=folder.name, folder=str(folder))
     try:
@@ -224,7 +224,7 @@ def _facts(folder: Path) -> RunFacts:
 
 def _differences(folders: Sequence[Path]) -> dict[str, list[str | None]]:
     """Settings of the section ``run`` in which runs differ; None where a run does not have it."""
-    from coordinator.runs import settings_of
+    from coordinator.watching.runs import settings_of
 
     found = [
         {key: str(value) for key, value in settings_of(folder).get("run", {}).items()} for folder in folders
@@ -253,7 +253,7 @@ def _json_text(run: str, history: History) -> str:
 
 def _write_tensorboard(folder: Path, metrics: Sequence[Metric]) -> list[Path]:
     """Write an event file a device; one that this command wrote before is replaced."""
-    from coordinator.tensorboard import event_file
+    from coordinator.watching.tensorboard import event_file
     from toolkit.disk import write_atomically
     from toolkit.errors import writing
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from coordinator.event_lines import BYTES_PER_MB, lines_of, percent
-from coordinator.events import Ended, PlanMade, RoundClosed, RunEvent
-from coordinator.round_report import DeviceReport
+from coordinator.fleet.events import Ended, PlanMade, RoundClosed, RunEvent
+from coordinator.store.round_report import DeviceReport
+from coordinator.watching.event_lines import BYTES_PER_MB, lines_of, percent
 from toolkit.cli.output import console, is_terminal
 from toolkit.journal import write_line
 

@@ -36,7 +36,7 @@ def show(
 
     Example: hsee run show run-20260101-120000 --format png
     """
-    from coordinator.runs import find_folder
+    from coordinator.watching.runs import find_folder
     from toolkit.plots.told import read_runs
 
     folder = find_folder(run, home_of(home))
@@ -106,7 +106,7 @@ def _rounds(run: RunTold) -> int:
 
 def _last_rows(run: RunTold) -> list[dict[str, Any]]:
     """Each device's newest row."""
-    from coordinator.run_record import further_exits
+    from coordinator.store.run_record import further_exits
 
     newest = {row.device: row for row in run.rounds}
     return [

@@ -27,7 +27,7 @@ from toolkit.errors import UsageError, require
 from toolkit.journal import write_line
 
 if TYPE_CHECKING:
-    from coordinator.offload import OffloadService
+    from coordinator.beside.offload import OffloadService
     from toolkit.config import Settings
 
 POLL_S = 0.02
@@ -54,7 +54,7 @@ def serve(
 
     Example: hsee coordinator serve run-20260101-120000
     """
-    from coordinator.runs import find_run
+    from coordinator.watching.runs import find_run
     from toolkit.config import load_config
 
     folder = find_run(run, home_of(home))
@@ -70,10 +70,10 @@ def serve(
 def _serve(folder: Path, settings: Settings, say: Say, *, json: bool, quiet: bool) -> None:
     import torch
 
-    from coordinator.offload import OffloadService
-    from coordinator.routes import Routes
-    from coordinator.run_folder import RunFolder
-    from coordinator.serving import Server
+    from coordinator.beside.offload import OffloadService
+    from coordinator.beside.routes import Routes
+    from coordinator.beside.serving import Server
+    from coordinator.store.run_folder import RunFolder
     from toolkit.link.base import chunk_bytes_of
     from toolkit.link.connect import broker_of, make_link
     from toolkit.nn.compute import choose_compute

@@ -17,7 +17,7 @@ from toolkit.journal import log_all
 from toolkit.wire.topics import check_name
 
 if TYPE_CHECKING:
-    from coordinator.events import RunEvent
+    from coordinator.fleet.events import RunEvent
     from toolkit.plots.draw import Drawn
     from toolkit.simulate.results import InferencePoint, SeedResult, Spread, Summary
     from toolkit.simulate.scenario import Scenario
@@ -185,8 +185,8 @@ class _Progress:
 
     def show(self, event: RunEvent) -> None:
         """Say what happened."""
-        from coordinator.event_lines import traffic
-        from coordinator.events import Ended, Notice, PlanMade, RoundClosed
+        from coordinator.fleet.events import Ended, Notice, PlanMade, RoundClosed
+        from coordinator.watching.event_lines import traffic
         from toolkit.wire.job import influence_line
 
         match event:

@@ -17,9 +17,9 @@ from toolkit.cli.output import emit_json, is_terminal
 from toolkit.errors import PartialError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from coordinator.history import Event
-    from coordinator.log_ring import LogEntry
-    from coordinator.status import DeviceStatus, RunStatus
+    from coordinator.watching.history import Event
+    from coordinator.watching.log_ring import LogEntry
+    from coordinator.watching.status import DeviceStatus, RunStatus
 
 RunName = Annotated[
     str, typer.Argument(metavar="[RUN]", help="A run; default: the one at work, else the newest.")
@@ -57,7 +57,7 @@ def status(
 
     Example: hsee status --watch
     """
-    from coordinator.status import GOOD
+    from coordinator.watching.status import GOOD
     from toolkit.cli.status_display import SORTS, print_status
 
     _known("--sort", sort, SORTS)
@@ -109,10 +109,10 @@ def logs(
 
     Example: hsee logs hall-camera --follow
     """
-    from coordinator.ask import ask_log, is_answering
-    from coordinator.local_socket import AskLog
-    from coordinator.log_ring import COORDINATOR
-    from coordinator.runs import find_run, status_of
+    from coordinator.watching.ask import ask_log, is_answering
+    from coordinator.watching.local_socket import AskLog
+    from coordinator.watching.log_ring import COORDINATOR
+    from coordinator.watching.runs import find_run, status_of
 
     _known("--level", level, LEVELS)
     folder = find_run(run, home_of(home))
@@ -140,8 +140,8 @@ class _Shown:
     """A run, and which of its devices are to be seen."""
 
     def __init__(self, run: str, home: str | None, *, sort: str, state: str, group: str, match: str) -> None:
-        from coordinator.device_book import read_book
-        from coordinator.runs import find_run
+        from coordinator.watching.device_book import read_book
+        from coordinator.watching.runs import find_run
 
         place = home_of(home)
         self._folder = find_run(run, place)
@@ -158,7 +158,7 @@ class _Shown:
 
     def look(self) -> RunStatus:
         """Say how it stands now, with the devices that are to be seen, in order."""
-        from coordinator.runs import status_of
+        from coordinator.watching.runs import status_of
         from toolkit.cli.status_display import SORTS
 
         told = status_of(self._folder)
@@ -205,8 +205,8 @@ class _Shown:
 
 def _past(folder: Path, device: str | None, n: int) -> list[LogEntry]:
     """A run's events as log lines."""
-    from coordinator.log_ring import LogEntry
-    from coordinator.runs import history_of
+    from coordinator.watching.log_ring import LogEntry
+    from coordinator.watching.runs import history_of
 
     with history_of(folder) as history:
         events = history.events(folder.resolve().name)

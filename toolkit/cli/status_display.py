@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from coordinator.status import DeviceState, DeviceStatus, RunStatus
+from coordinator.watching.status import DeviceState, DeviceStatus, RunStatus
 from toolkit.cli.output import is_terminal, table
 
 if TYPE_CHECKING:

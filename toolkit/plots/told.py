@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.run_record import (
+from coordinator.store.run_record import (
     CHECKPOINTS,
     METRICS_FILE,
     RECORD_FILE,

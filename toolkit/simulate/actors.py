@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coordinator.server_model import ServerModel
+from coordinator.model.server_model import ServerModel
 from coordinator.strategy.base import SubBatch
 from device_agent.state import BEFORE_FILE, TRAINING_FILE, DeviceFolder
 from device_agent.trainer import CURSOR, Trainer

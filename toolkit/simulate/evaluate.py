@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from coordinator.checkpoints import Checkpoints
+from coordinator.store.checkpoints import Checkpoints
 from device_agent.state import TRAINING_FILE
 from device_agent.trainer import TAKEN
 from toolkit.nn.cut import depth_of

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.events import RoundClosed, RunEvent
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.events import RoundClosed, RunEvent
+from coordinator.rounds.underway import Makes
 from coordinator.server import Coordinator
-from coordinator.underway import Makes
+from coordinator.store.run_folder import RunFolder
 from device_agent.agent import Agent
 from device_agent.local_data import LocalData
 from device_agent.sending import Conduct

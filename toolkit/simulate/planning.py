@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coordinator.planning import GivenCuts, Planner, ProfilePlanner
-from coordinator.registry import DataFacts, unite
+from coordinator.fleet.planning import GivenCuts, Planner, ProfilePlanner
+from coordinator.fleet.registry import DataFacts, unite
 from toolkit.config import Run
 from toolkit.plan.cost import ServerInput
 from toolkit.profile.schema import profile_text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from coordinator.events import Notice, RunEvent
+from coordinator.fleet.events import Notice, RunEvent
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.disk import without_sync
 from toolkit.errors import UsageError, did_you_mean

@@ -10,10 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from coordinator.events import RoundClosed, RunEvent
-from coordinator.run_folder import RunFolder
+from coordinator.fleet.events import RoundClosed, RunEvent
+from coordinator.rounds.underway import Makes
 from coordinator.server import Coordinator
-from coordinator.underway import Makes
+from coordinator.store.run_folder import RunFolder
 from device_agent.sending import Conduct
 from device_agent.state import DeviceFolder
 from tests.faults.sim.models import ACTIVATION_LIMIT, ChainCourse, ChainModel, ChainPlanner, ChainSegments

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.checkpoints import Generation
-from coordinator.planning import FleetPlan
-from coordinator.registry import DataFacts
+from coordinator.fleet.planning import FleetPlan
+from coordinator.fleet.registry import DataFacts
+from coordinator.store.checkpoints import Generation
 from coordinator.strategy.base import PooledBatch, Strategy, SubBatch
 from device_agent.course import Course, Cursor
 from toolkit.config import Run
@@ -70,7 +70,7 @@ class ChainLayout:
 
 
 class ChainSegments:
-    """``coordinator.segments.Segments`` of chains: made one by a sum that knows no order."""
+    """``coordinator.model.segments.Segments`` of chains: made one by a sum that knows no order."""
 
     def __init__(self, *_args: Any, made: Callable[[int, str], None], **_kwargs: Any) -> None:
         self._said = made
@@ -91,7 +91,7 @@ class ChainSegments:
 
 
 class ChainModel:
-    """``coordinator.underway.Model`` of a hash chain: theta, a copy a device, or a pool."""
+    """``coordinator.rounds.underway.Model`` of a hash chain: theta, a copy a device, or a pool."""
 
     resident: Collection[str] = ()
     n_free_copies = 9

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from coordinator.intake import Intake
-from coordinator.planning import Planner
+from coordinator.fleet.intake import Intake
+from coordinator.fleet.planning import Planner
+from coordinator.rounds.underway import Underway
 from coordinator.server import Coordinator
-from coordinator.underway import Underway
 from device_agent.agent import Agent
 from device_agent.sending import Sender
 from tests.faults.sim.stage import Makers

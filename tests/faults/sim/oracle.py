@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from coordinator.checkpoints import CommittedState
-from coordinator.ledger import (
+from coordinator.store.checkpoints import CommittedState
+from coordinator.store.ledger import (
     Aggregated,
     Applied,
     Closed,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from coordinator import windows
-from coordinator.windows import FLOOR, Windows
+from coordinator.rounds import windows
+from coordinator.rounds.windows import FLOOR, Windows
 from tests.faults.sim.models import BATCH_BYTES
 from tests.faults.sim.net import Weather
 from tests.faults.sim.scenario import Scenario

@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
-from coordinator.ledger import Applied, Refused, Rewound, Synchronised, TermRaised, Void
-from coordinator.rounds import PARKED
+from coordinator.rounds.loop import PARKED
+from coordinator.store.ledger import Applied, Refused, Rewound, Synchronised, TermRaised, Void
 from tests.faults.sim.mutants import MUTANTS
 from tests.faults.sim.net import Weather
 from tests.faults.sim.scenario import Failpoint, Fault, Kind, Scenario, scenario_of

@@ -6,8 +6,8 @@ import copy
 from collections import Counter
 from dataclasses import dataclass, field
 
-from coordinator.ledger import Entry, read_ledger
-from coordinator.run_folder import RunFolder
+from coordinator.store.ledger import Entry, read_ledger
+from coordinator.store.run_folder import RunFolder
 from tests.faults.sim.cast import Cast
 from tests.faults.sim.models import FILE
 from tests.faults.sim.oracle import judge, model_in

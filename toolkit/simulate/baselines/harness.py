@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from coordinator.events import Notice, RunEvent
-from coordinator.planning import FleetPlan, GivenCuts, Planner
+from coordinator.fleet.events import Notice, RunEvent
+from coordinator.fleet.planning import FleetPlan, GivenCuts, Planner
 from toolkit.nn.compute import choose_compute
 from toolkit.nn.cut import cut_layers
 from toolkit.nn.zoo import build_network

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from coordinator.aggregate import CrossLayerMean
+from coordinator.model.aggregate import CrossLayerMean
 from toolkit.nn.cut import depth_of, take_segment, take_suffix
 from toolkit.nn.seeds import seeded
 from toolkit.nn.sgd import Sgd

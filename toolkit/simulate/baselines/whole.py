@@ -8,7 +8,7 @@ import msgspec
 import torch
 from torch import nn
 
-from coordinator.aggregate import CrossLayerMean
+from coordinator.model.aggregate import CrossLayerMean
 from toolkit.nn.network import StagedNetwork
 from toolkit.nn.steps import make_optimizer, server_step
 from toolkit.nn.zoo import build_network

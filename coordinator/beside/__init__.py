@@ -1,0 +1,1 @@
+"""Services that ride beside training, or run without it: offloaded samples, bundles."""
