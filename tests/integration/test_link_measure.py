@@ -200,7 +200,8 @@ def test_an_emulated_board_sends_at_its_own_cost(mosquitto: Mosquitto):
         assert outcome.link is not None, outcome.failed
         return outcome.link.transfers[0].send_ms
 
-    assert cpu_ms(Limits(cpu_percent=10, memory_mb=512)) > 3 * cpu_ms(None)
+    # Room for what this process holds already: it has run other tests, and the fork counts as much.
+    assert cpu_ms(Limits(cpu_percent=10, memory_mb=8192)) > 3 * cpu_ms(None)
 
 
 def test_what_goes_wrong_in_the_fork_is_told_here():
