@@ -65,8 +65,9 @@ class Bridge:
         if word.run == self._run:
             if word.term == self._term and word.state == "online":
                 self._is_echoed = True
-            elif self._is_echoed:
-                # A late last will of an earlier connection: devices must not take this coordinator for gone.
+            else:
+                # A late last will of an earlier connection, or a process of a lower term: the broker keeps its word for every
+                # device that comes now. Whether this one's own came back before says nothing: it may have been lost.
                 self.say("online")
         elif not self._is_echoed:
             self._elder = word.run if word.state == "online" else ""
