@@ -16,7 +16,14 @@ from coordinator.server import Coordinator
 from coordinator.store.run_folder import RunFolder
 from device_agent.sending import Conduct
 from device_agent.state import DeviceFolder
-from tests.faults.sim.models import ACTIVATION_LIMIT, ChainCourse, ChainModel, ChainPlanner, ChainSegments
+from tests.faults.sim.models import (
+    ACTIVATION_LIMIT,
+    BATCH_SIZE,
+    ChainCourse,
+    ChainModel,
+    ChainPlanner,
+    ChainSegments,
+)
 from tests.faults.sim.net import SimLink
 from tests.faults.sim.stage import (
     CHUNK_BYTES,
@@ -87,7 +94,7 @@ class Cast(Stage):
                 settings=self._settings(),
                 clock=lambda: process.now_s + self._clock_offsets.get("coordinator", 0.0),
                 observe=self._observe,
-                planner=ChainPlanner(self._lists, sync_every=self._scenario.sync_every),
+                planner=ChainPlanner(sync_every=self._scenario.sync_every),
                 waiting_bytes=self._scenario.waiting_bytes,
                 makes=Makes(
                     model=lambda *_args, strategy, segments, **_kwargs: ChainModel(
@@ -160,8 +167,8 @@ class Cast(Stage):
             data=DataSummary(
                 classes=["a", "b"],
                 input_shape=[1],
-                n_train=2 * n_train,
-                n_eval=2 * n_eval,
+                n_train=BATCH_SIZE * n_train,
+                n_eval=BATCH_SIZE * n_eval,
                 mean=[0.0],
                 var=[1.0],
                 fingerprint=fingerprint,

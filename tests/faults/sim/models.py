@@ -272,10 +272,9 @@ def is_unfit(seq: int, every: int) -> bool:
 
 
 class ChainPlanner:
-    """Everybody is cut at the same place."""
+    """Everybody is cut at the same place; what a device owes follows from what its hello says that it holds."""
 
-    def __init__(self, lists: Mapping[str, tuple[int, int]], *, sync_every: int) -> None:
-        self._lists = lists
+    def __init__(self, *, sync_every: int) -> None:
         self._sync = SyncSpec(mode="prefix", every=sync_every) if sync_every else SyncSpec()
 
     def refusal_of(self, _settings: Run, _hello: Hello) -> None:
@@ -302,7 +301,10 @@ class ChainPlanner:
             text="",
             reasons={},
             jobs=dict.fromkeys(hellos, job),
-            lists={device: self._lists[device] for device in hellos},
+            lists={
+                device: (hello.data.n_train // BATCH_SIZE, hello.data.n_eval // BATCH_SIZE)
+                for device, hello in hellos.items()
+            },
             activation_shapes={device: [WIDTH] for device in hellos},
             classes=tuple(facts.classes),
         )
