@@ -86,7 +86,7 @@ def coordinator_killed(scene: Scene) -> str:
             break
         coordinator.wait_for(" closed: ")
         took.append(time.monotonic() - began_s)
-    scene.ended_well(coordinator, *stubs)
+    scene.ended_well(coordinator, *stubs, cap_s=90.0 * scene.scale)
     for one in stubs:
         assert scene.stubs_report(one, "ended")["errors"] == []
     return f"{n} devices, a round after {max(took):.1f} s at most; {scene.judge()}"
