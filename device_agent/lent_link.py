@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import deque
 
 from toolkit.link.base import Connected, Disconnected, Link, LinkEvent, Received
+from toolkit.link.forwarding import ForwardingLink
 
 
-class LendableLink:
+class LendableLink(ForwardingLink):
     """A link that can be lent; apart from that it is the one it is made of.
 
     Args:
@@ -18,36 +19,9 @@ class LendableLink:
     """
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        super().__init__(link)
         self._kept: deque[LinkEvent] = deque()
         self._lent_topics: set[str] = set()
-
-    @property
-    def outstanding_bytes(self) -> int:
-        """See ``Link``."""
-        return self._link.outstanding_bytes
-
-    @property
-    def max_packet_bytes(self) -> int:
-        """See ``Link``."""
-        return self._link.max_packet_bytes
-
-    @property
-    def n_dropped(self) -> int:
-        """See ``Link``."""
-        return self._link.n_dropped
-
-    def start(self) -> None:
-        """See ``Link``."""
-        self._link.start()
-
-    def subscribe(self, *filters: str) -> None:
-        """See ``Link``."""
-        self._link.subscribe(*filters)
-
-    def publish(self, topic: str, payload: bytes | bytearray, *, qos: int = 1, retain: bool = False) -> None:
-        """See ``Link``."""
-        self._link.publish(topic, payload, qos=qos, retain=retain)
 
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         """See ``Link``: what came while it was lent comes first; what comes late on a lent topic is nobody's."""
@@ -57,17 +31,13 @@ class LendableLink:
         self._kept.clear()
         return [e for e in events if not (isinstance(e, Received) and e.topic in self._lent_topics)]
 
-    def close(self, timeout_s: float = 2.0) -> None:
-        """See ``Link``."""
-        self._link.close(timeout_s)
-
     def lend(self, topic: str) -> LentLink:
         """Lend it, for messages on one topic of its account's own; until that one is closed nobody polls this one."""
         self._lent_topics.add(topic)
         return LentLink(self._link, topic, self._kept)
 
 
-class LentLink:
+class LentLink(ForwardingLink):
     """A connection that is there already: it is neither made nor ended, and only one topic's messages come out of it.
 
     Args:
@@ -77,39 +47,16 @@ class LentLink:
     """
 
     def __init__(self, link: Link, topic: str, kept: deque[LinkEvent]) -> None:
-        self._link = link
+        super().__init__(link)
         self._topic = topic
         self._kept = kept
         self._first: list[LinkEvent] = []
-
-    @property
-    def outstanding_bytes(self) -> int:
-        """See ``Link``."""
-        return self._link.outstanding_bytes
-
-    @property
-    def max_packet_bytes(self) -> int:
-        """See ``Link``."""
-        return self._link.max_packet_bytes
-
-    @property
-    def n_dropped(self) -> int:
-        """See ``Link``."""
-        return self._link.n_dropped
 
     def start(self) -> None:
         """Say how the connection stands, as if it were new."""
         self._kept.extend(self._link.poll(0.0))
         changes: list[LinkEvent] = [e for e in self._kept if isinstance(e, Connected | Disconnected)]
         self._first = changes[-1:] or [Connected(session_present=False)]
-
-    def subscribe(self, *filters: str) -> None:
-        """See ``Link``."""
-        self._link.subscribe(*filters)
-
-    def publish(self, topic: str, payload: bytes | bytearray, *, qos: int = 1, retain: bool = False) -> None:
-        """See ``Link``."""
-        self._link.publish(topic, payload, qos=qos, retain=retain)
 
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         """See ``Link``: of this topic; the loss of the connection is told to the agent too."""

@@ -13,6 +13,7 @@ from toolkit.errors import RunError
 from toolkit.link.base import BrokerAddress, Link, LinkEvent, Received, parse_broker
 from toolkit.link.broker import generate_password, start_embedded_broker
 from toolkit.link.connect import make_link
+from toolkit.link.forwarding import ForwardingLink
 from toolkit.simulate.actors import DroppedOutError
 from toolkit.simulate.fleet import TOPICS, SimulatedFleet
 from toolkit.wire.words import BridgeWord, DeviceWord, encode_word
@@ -22,51 +23,24 @@ IDLE_S = 0.002
 AFTERMATH_S = 30.0
 
 
-class MeteredLink:
+class MeteredLink(ForwardingLink):
     """A link that counts what passes it."""
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        super().__init__(link)
         self.n_published_bytes = 0
         self.n_received_bytes = 0
-
-    @property
-    def outstanding_bytes(self) -> int:
-        """See ``Link``."""
-        return self._link.outstanding_bytes
-
-    @property
-    def max_packet_bytes(self) -> int:
-        """See ``Link``."""
-        return self._link.max_packet_bytes
-
-    @property
-    def n_dropped(self) -> int:
-        """See ``Link``."""
-        return self._link.n_dropped
-
-    def start(self) -> None:
-        """See ``Link``."""
-        self._link.start()
-
-    def subscribe(self, *filters: str) -> None:
-        """See ``Link``."""
-        self._link.subscribe(*filters)
 
     def publish(self, topic: str, payload: bytes | bytearray, *, qos: int = 1, retain: bool = False) -> None:
         """See ``Link``."""
         self.n_published_bytes += len(payload)
-        self._link.publish(topic, payload, qos=qos, retain=retain)
+        super().publish(topic, payload, qos=qos, retain=retain)
 
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         """See ``Link``."""
-        events = self._link.poll(timeout_s)
+        events = super().poll(timeout_s)
         self.n_received_bytes += sum(len(event.payload) for event in events if isinstance(event, Received))
         return events
-
-    def close(self, timeout_s: float = 2.0) -> None:
-        """See ``Link``."""
-        self._link.close(timeout_s)
 
 
 @dataclass(slots=True)
