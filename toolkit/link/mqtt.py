@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import select
 import socket
 import ssl
 import threading
@@ -17,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from toolkit.errors import BrokerError, BrokerLostError, UsageError, require
+from toolkit.errors import BrokerError, BrokerLostError, require
 from toolkit.link.base import (
     BrokerAddress,
     Connected,
@@ -31,6 +30,7 @@ from toolkit.link.base import (
     matches,
 )
 from toolkit.link.refusals import connack_error, connect_error, silent_error
+from toolkit.link.tls import tls_context
 
 require("paho", part="agent", purpose="A connection to an MQTT broker")
 
@@ -48,9 +48,6 @@ SHORT_LIVED_S = 5.0
 EVICTIONS_TO_CONFLICT = 4
 """So many accepted connections in a row, each cut off within ``SHORT_LIVED_S`` for no stated reason: an eviction."""
 DEFAULT_QUEUE_BYTES = 64 * 1024 * 1024
-
-VERDICT_S = 1.0
-"""So long a new TLS connection waits for the broker's first word about it; it comes one round trip after our last."""
 
 _CLOSED_WITHOUT_A_WORD = "Unspecified error"
 """paho's name for a socket that the other side just closed: all that a 3.1.1 broker can do."""
@@ -260,7 +257,7 @@ class MqttLink:
         self._keep_alive_s = keep_alive_s
         self._max_queued_bytes = max_queued_bytes
         self._max_backoff_s = max_backoff_s
-        self._tls = _tls_context(address) if address.tls else None
+        self._tls = tls_context(address) if address.tls else None
         self._events: deque[LinkEvent] = deque()
         self._queued_bytes = 0
         self._n_dropped = 0
@@ -407,56 +404,3 @@ def _send_at_once(_client: paho.Client, _data: object, sock: paho.SocketLike) ->
     """Hold nothing back: after a PUBACK the next message would wait for the broker's delayed acknowledgement, 40 ms."""
     if isinstance(sock, socket.socket):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _tls_context(address: BrokerAddress) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=address.ca_file)
-    except OSError as exc:
-        raise UsageError(
-            f"The certificate authority's file {address.ca_file} can't be used: {exc}.",
-            hint="Give the PEM file of the authority that signed the broker's certificate.",
-        ) from exc
-    if address.cert_file is not None and address.key_file is not None:
-        try:
-            # A key that needs a password is refused: nobody is there to type it.
-            context.load_cert_chain(address.cert_file, address.key_file, password=lambda: b"")
-        except OSError as exc:
-            raise UsageError(
-                f"The certificate {address.cert_file} and the key {address.key_file} can't be used: {exc}.",
-                hint="Both are PEM files, and belong together; hsee agent join writes them.",
-            ) from exc
-    context.sslsocket_class = _TlsSocket
-    return context
-
-
-class _TlsSocket(ssl.SSLSocket):
-    """Closes itself when its handshake fails, which paho would leave to the garbage collector, and hears it out.
-
-    In TLS 1.3 a broker judges a client's certificate after the client's handshake is over. What it thinks of it comes
-    with the first read, and would be lost to a reset if we had sent something before.
-    """
-
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 (ssl's signature)
-        try:
-            super().do_handshake(block)
-            if self.version() == "TLSv1.3":
-                self._take_verdict()
-        except OSError:
-            self.close()
-            raise
-
-    def _take_verdict(self) -> None:
-        """Read what the broker says of the handshake: tickets for a next one, or an alert."""
-        verdict = select.poll()
-        verdict.register(self, select.POLLIN)
-        if not verdict.poll(VERDICT_S * 1e3):
-            return
-        timeout_s = self.gettimeout()
-        self.settimeout(0.0)
-        try:
-            self.recv(1)  # no byte of MQTT: the client speaks first
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return
-        finally:
-            self.settimeout(timeout_s)
