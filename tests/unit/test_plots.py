@@ -1,6 +1,7 @@
 """Drawings of a run: what stands in them, and what is said where nothing can be drawn."""
 
 import csv
+import dataclasses
 import json
 import sys
 import xml.etree.ElementTree as ET
@@ -16,7 +17,7 @@ from toolkit.plots.cut_map import Layer, draw_cut_map
 from toolkit.plots.draw import draw_run
 from toolkit.plots.learning import draw_learning
 from toolkit.plots.routes import draw_routes
-from toolkit.plots.style import ACCENT, drawing
+from toolkit.plots.style import ACCENT, drawing, floor_of
 from toolkit.plots.threshold import draw_threshold
 from toolkit.plots.told import read_runs
 from toolkit.simulate.results import (
@@ -205,6 +206,27 @@ def test_learning_curves_are_medians_over_the_devices_of_a_cut(tmp_path):
         assert lines(loss)[0] == ([1, 2], [1.0, 0.5])
 
 
+def test_a_curve_that_was_not_measured_in_every_round_shows_where_it_was(tmp_path):
+    (run,) = read_runs(write_run(tmp_path / "run"))
+    rounds = [
+        msgspec.structs.replace(told, server_accuracy=None) if told.round == 1 else told
+        for told in run.rounds
+    ]
+    with drawing():
+        accuracy, loss = draw_learning([dataclasses.replace(run, rounds=rounds)], ["hidden1"]).axes
+        assert [line.get_marker() for line in accuracy.get_lines()] == ["o", "None"]
+        assert [line.get_marker() for line in loss.get_lines()] == ["None", "None"]
+        assert accuracy.get_xlim() == loss.get_xlim()
+        assert accuracy.get_xlim()[0] <= 1
+
+
+def test_an_axis_of_shares_begins_at_full_ten_percent_below_the_lowest():
+    assert floor_of([0.93, 0.66]) == 0.6
+    assert floor_of([0.6, 0.99]) == 0.5
+    assert floor_of([0.02]) == 0.0
+    assert floor_of([1.0]) == 0.9
+
+
 def test_a_row_a_device_and_of_several_seeds_a_row_a_cut(tmp_path):
     with drawing():
         runs = read_runs(write_run(tmp_path / "run"))
@@ -213,6 +235,10 @@ def test_a_row_a_device_and_of_several_seeds_a_row_a_cut(tmp_path):
         assert labels == ["dev1  ·  hidden1", "dev3  ·  hidden1", "dev2  ·  hidden2"]
         assert ([0.5], [0]) in [(x, y) for x, y in lines(own) if len(x) == 1]
         assert ([0.4], [2]) in [(x, y) for x, y in lines(common) if len(x) == 1]
+        assert own.get_xlim() == common.get_xlim()
+        assert own.get_xlim()[0] < 0.4
+        told = [(text.get_text(), text.xy, text.get_ha()) for text in own.texts[:2]]
+        assert told == [("50%", (0.5, 0), "right"), ("60%", (0.6, 0), "left")]
         for seed in (0, 1):
             write_run(tmp_path / "seeds" / f"seed-{seed}")
         runs = read_runs(tmp_path / "seeds")
@@ -221,7 +247,8 @@ def test_a_row_a_device_and_of_several_seeds_a_row_a_cut(tmp_path):
             "cut after hidden1",
             "cut after hidden2",
         ]
-        assert any(len(x) == 4 for x, _ in lines(own))  # two devices of two seeds
+        exits, servers = [y for x, y in lines(own) if len(x) == 4]  # two devices of two seeds
+        assert min(exits) > 0 > max(servers)
 
 
 def test_the_chosen_threshold_is_marked_and_a_missing_one_is_told():
@@ -242,6 +269,11 @@ def test_the_chosen_threshold_is_marked_and_a_missing_one_is_told():
         assert sent[1] == [1.0, 0.6, 0.0]
         assert macs[1] == [1.0, 0.64, 0.1]
         assert low_chosen.get_ylim() == low_none.get_ylim()
+        assert top_chosen.get_ylim()[0] == 0.7  # the lowest answer is 80 % right
+        assert low_chosen.get_title(loc="left") == "100 % = 64 B up, 1 kMAC a sample"
+        assert "chosen threshold" in [text.get_text() for text in figure.legends[0].get_texts()]
+        none = draw_threshold([curve("hidden2", chosen=None)], ["hidden2"], "run")
+        assert "chosen threshold" not in [text.get_text() for text in none.legends[0].get_texts()]
 
 
 def test_a_run_folder_becomes_four_drawings_the_same_every_time(tmp_path):

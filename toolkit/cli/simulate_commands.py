@@ -364,8 +364,8 @@ def _print_thresholds(results: list[SeedResult]) -> None:
         table(
             ["seed", "cut after", "threshold", "leave, own", "drop", "leave, common", "drop", "accuracy", ""],
             rows,
-            title=f"leaving early: thresholds chosen on own held-out samples, to lose at most "
-            f"{results[0].inference[0].target_drop:g} points at 95 %",
+            title=f"leaving early: thresholds chosen on own held-out samples, with 95 % confidence to lose at most "
+            f"{results[0].inference[0].target_drop:g} percentage points",
         )
 
 

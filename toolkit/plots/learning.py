@@ -23,6 +23,7 @@ def draw_learning(runs: Sequence[RunTold], cuts: Sequence[str]) -> Figure:
     figure = new_figure(10.5, 4.4)
     accuracy, loss = figure.subplots(1, 2)
     colours = cut_colours(cuts)
+    n_rounds = max(told.round for run in runs for told in run.rounds)
     for cut in cuts:
         for axes, route, of_exit in (
             (accuracy, lambda t: t.server_accuracy, False),
@@ -30,14 +31,15 @@ def draw_learning(runs: Sequence[RunTold], cuts: Sequence[str]) -> Figure:
             (loss, lambda t: t.server_loss_nats, False),
             (loss, lambda t: t.exit_loss_nats, True),
         ):
-            _draw_curve(axes, _curve(runs, cut, route), colours[cut], of_exit=of_exit)
+            curve = _curve(runs, cut, route)
+            _draw_curve(axes, curve, colours[cut], of_exit=of_exit, sparse=len(curve) < n_rounds)
     accuracy.set_title("Accuracy on each device's own held-out samples")
     percent_axis(accuracy.yaxis)
     accuracy.set_ylim(0, 1.02)
     loss.set_title("Training loss, nats")
     loss.set_ylim(bottom=0)
     for axes in (accuracy, loss):
-        _count_rounds(axes)
+        _count_rounds(axes, n_rounds)
     _legend(figure, colours)
     n_devices = len(runs[0].cuts)
     headline(
@@ -58,11 +60,13 @@ def _curve(runs: Sequence[RunTold], cut: str, value: Value) -> Curve:
     return dict(sorted(found.items()))
 
 
-def _draw_curve(axes: Axes, curve: Curve, colour: str, *, of_exit: bool) -> None:
+def _draw_curve(axes: Axes, curve: Curve, colour: str, *, of_exit: bool, sparse: bool) -> None:
+    """Draw a curve; one that was not measured in every round shows where it was."""
     rounds = list(curve)
     middle = [statistics.median(values) for values in curve.values()]
     style = {"linestyle": (0, (2.2, 1.6)), "linewidth": 1.7} if of_exit else {}
-    axes.plot(rounds, middle, color=colour, marker="o" if len(rounds) == 1 else None, **style)
+    marker = "o" if sparse or len(rounds) == 1 else None
+    axes.plot(rounds, middle, color=colour, marker=marker, markersize=4, **style)
     quarters = [
         statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3 for values in curve.values()
     ]
@@ -70,12 +74,13 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, *, of_exit: bool) -> None
     axes.fill_between(rounds, low, high, color=colour, alpha=0.07 if of_exit else 0.13, linewidth=0)
 
 
-def _count_rounds(axes: Axes) -> None:
+def _count_rounds(axes: Axes, n_rounds: int) -> None:
+    """Both panels show all rounds, wherever their curves begin."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("round")
+    axes.set_xlim(0.5 if n_rounds == 1 else 1 - 0.01 * n_rounds, n_rounds * 1.01 + 0.49 * (n_rounds == 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.margins(x=0.01)
     axes.grid(visible=False, axis="x")
 
 

@@ -13,6 +13,7 @@ from toolkit.plots.style import (
     Axes,
     Figure,
     cut_colours,
+    floor_of,
     headline,
     new_figure,
     percent_axis,
@@ -47,8 +48,12 @@ def draw_routes(runs: Sequence[RunTold], cuts: Sequence[str]) -> Figure:
     figure = new_figure(5.2 * len(panels) + 0.6, 1.75 + 0.34 * n_rows)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     colours = cut_colours(cuts)
+    floor = floor_of(
+        v for _, rows in panels for row in rows for values in row.values.values() for v in values
+    )
     for place, (title, rows) in zip(axes, panels, strict=True):
         _draw_panel(place, rows, colours)
+        place.set_xlim(floor, 1 + 0.03 * (1 - floor))
         place.set_title(title)
     _legend(figure, list(panels[0][1][0].values))
     many = len(panels[0][1][0].values.get("exit", next(iter(panels[0][1][0].values.values())))) > 1
@@ -56,7 +61,7 @@ def draw_routes(runs: Sequence[RunTold], cuts: Sequence[str]) -> Figure:
         figure,
         "Accuracy by exit and route",
         f"{runs[0].name if len(runs) == 1 else f'{len(runs)} seeds'}, last state"
-        + ("; large: mean, small: each device" if many else "; a row a device"),
+        + ("; large: mean, small: each device (exits beneath the line)" if many else "; a row a device"),
     )
     return figure
 
@@ -109,20 +114,37 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> 
             [min(means.values()), max(means.values())], [at, at], color=colour, alpha=0.35, linewidth=2.4
         )
         for route, values in row.values.items():
-            if len(values) > 1:
-                axes.plot(values, [at] * len(values), "o", color=colour, alpha=0.28, markersize=3.2, mew=0)
+            if len(values) > 1:  # of exits beneath the line, of the whole network's answers above it
+                beside = [at + (0.2 if route == "exit" else -0.2)] * len(values)
+                axes.plot(values, beside, "o", color=colour, alpha=0.45, markersize=3.2, mew=0)
             face = PAPER if route == "exit" else colour
             axes.plot(
                 means[route], at, "o", markersize=8, markerfacecolor=face, markeredgecolor=colour, mew=1.8
             )
+        _tell_means(axes, at, means)
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     # A panel to the right shares the labels of the first and has none.
     for tick, row in zip(axes.get_yticklabels(), rows, strict=False):
         tick.set_color(INK if row.label != row.cut else colours[row.cut])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, 1.02)
     percent_axis(axes.xaxis)
     axes.grid(visible=False, axis="y")
+
+
+def _tell_means(axes: Axes, at: int, means: Mapping[str, float]) -> None:
+    """Write the lowest mean to the left of its mark, and the highest to the right."""
+    ends = {"right": min(means.values())} if len(means) > 1 else {}
+    for side, mean in (ends | {"left": max(means.values())}).items():
+        axes.annotate(
+            f"{mean:.0%}",
+            (mean, at),
+            xytext=(-8 if side == "right" else 8, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center_baseline",
+            fontsize=8,
+            color=MUTED,
+        )
 
 
 def _label(row: Row) -> str:

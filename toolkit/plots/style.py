@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -111,3 +112,8 @@ def percent_axis(axis: Any) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def floor_of(shares: Iterable[float]) -> float:
+    """Where an axis of shares may begin, so that small differences are seen: a full ten percent below the lowest."""
+    return max(0.0, math.floor(min(shares) * 10 - 0.5) / 10)

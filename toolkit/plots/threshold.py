@@ -11,6 +11,7 @@ from toolkit.plots.style import (
     Axes,
     Figure,
     cut_colours,
+    floor_of,
     headline,
     new_figure,
     percent_axis,
@@ -36,6 +37,7 @@ def draw_threshold(curves: Sequence[CutInference], cuts: Sequence[str], name: st
         _draw_accuracy(axes[0][column], curve, colours[curve.cut])
         _draw_costs(axes[1][column], curve)
         axes[1][column].set_xlabel("threshold on normalised entropy")
+    axes[0][0].set_ylim(_floor(ordered), 1.03)
     axes[0][0].set_ylabel("accuracy of all answers")
     axes[1][0].set_ylabel("share of samples, bytes, MACs")
     handles = _handles(ordered)
@@ -44,13 +46,23 @@ def draw_threshold(curves: Sequence[CutInference], cuts: Sequence[str], name: st
         figure,
         "Leaving early",
         f"{name}: a sample whose exit is surer than the threshold is answered by it, the others by the server; "
-        f"thresholds chosen to lose at most {ordered[0].target_drop:g} points at 95 %",
+        f"thresholds chosen to lose at most {_points(ordered[0].target_drop)}, with 95 % confidence",
     )
     return figure
 
 
 def _shown(curve: CutInference) -> Sequence[InferencePoint]:
     return curve.test or curve.held_out
+
+
+def _floor(curves: Sequence[CutInference]) -> float:
+    return floor_of(
+        point.accuracy for curve in curves for points in (curve.test, curve.held_out) for point in points
+    )
+
+
+def _points(n: float) -> str:
+    return f"{n:g} point{'' if n == 1 else 's'}"
 
 
 def _draw_accuracy(axes: Axes, curve: CutInference, colour: str) -> None:
@@ -64,7 +76,6 @@ def _draw_accuracy(axes: Axes, curve: CutInference, colour: str) -> None:
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xlim(thresholds[0], 1.15)
-    axes.set_ylim(0, 1.03)
     percent_axis(axes.yaxis)
     _mark_chosen(axes, curve)
     if curve.chosen is None:
@@ -73,7 +84,7 @@ def _draw_accuracy(axes: Axes, curve: CutInference, colour: str) -> None:
         return
     point = points[curve.chosen]
     axes.plot(point.threshold, point.accuracy, "o", color=ACCENT, markersize=6.5, zorder=5)
-    lost = f"\n{point.drop:.1f} points lost" if point.drop > 0 else ""
+    lost = f"\n{_points(round(point.drop, 1))} lost" if point.drop > 0 else ""
     axes.annotate(
         f"{point.accuracy:.1%}{lost}",
         (point.threshold, point.accuracy),
@@ -98,13 +109,12 @@ def _draw_costs(axes: Axes, curve: CutInference) -> None:
     axes.set_ylim(0, 1.03)
     percent_axis(axes.yaxis)
     _mark_chosen(axes, curve)
-    axes.text(
-        0.04,
-        0.5,
-        f"100 % = {_size(most_bytes)} up,\n{_count(most_macs)}MAC a sample",
-        transform=axes.transAxes,
+    axes.set_title(
+        f"100 % = {_size(most_bytes)} up, {_count(most_macs)}MAC a sample",
         fontsize=8.5,
+        fontweight="normal",
         color=MUTED,
+        pad=5,
     )
 
 
@@ -133,9 +143,10 @@ def _handles(curves: Sequence[CutInference]) -> list[Figure]:
                 [], [], color=MUTED, linewidth=1.2, linestyle=(0, (1, 1.4)), label="on own held-out samples"
             )
         )
-    handles.append(
-        Line2D([], [], color=ACCENT, linewidth=1.1, linestyle=(0, (3, 2)), label="chosen threshold")
-    )
+    if any(curve.chosen is not None for curve in curves):
+        handles.append(
+            Line2D([], [], color=ACCENT, linewidth=1.1, linestyle=(0, (3, 2)), label="chosen threshold")
+        )
     handles += [
         Line2D([], [], color=colour, label=label)
         for colour, label in (
