@@ -17,7 +17,7 @@ from coordinator.store.ledger import Void, read_ledger
 from coordinator.store.run_record import read_record
 from toolkit.cli.app import app
 from toolkit.config import Run
-from toolkit.errors import CutError, HseeError, RunError, UsageError
+from toolkit.errors import CutError, HseeError, RunError, TrainingError, UsageError
 from toolkit.nn.compute import Numerics
 from toolkit.nn.weights import load_tensors
 from toolkit.simulate.actors import PacedServerModel
@@ -272,6 +272,22 @@ def test_every_baseline_learns_and_is_the_same_again(name, scenario, tmp_path):
     summary = summarise([first])
     assert summary.common[route].mean > 0.6
     assert (summary.up_bytes.mean == 0) == (name == "local")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_baselines_loss_that_is_not_finite_names_device_round_and_step(name, scenario):
+    """A sample of the second device is damaged; only centralised training mixes the samples of all."""
+    setup = make_setup(scenario, load_fleet_data(scenario))
+    setup.learners["dev2"].x[3] = float("nan")
+    with pytest.raises(TrainingError, match=r"is nan in round 1, step \d") as caught:
+        MAKERS[name](setup).train_round(1)
+    device = "" if name == "centralised" else "dev2"
+    assert caught.value.facts["device"] == device
+    assert f"device '{device}'" in str(caught.value) or not device
+    batches = enumerate(setup.learners["dev2"].batches(1), start=1)
+    in_step = next(step for step, (x, _, _) in batches if x.isnan().any())
+    assert caught.value.facts["round"] == 1
+    assert caught.value.facts["step"] == in_step or not device
 
 
 def test_splitfed_of_one_device_is_the_whole_network_trained_alone(scenario):

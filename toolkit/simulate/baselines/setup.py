@@ -115,20 +115,33 @@ class Baseline(Protocol):
         ...
 
 
-def mean_loss(losses: list[float], round_: int) -> float:
-    """The mean of a round's losses.
+class RoundLosses:
+    """The losses of one round's steps, nats."""
 
-    Raises: TrainingError: one is not finite.
-    """
-    for step, loss in enumerate(losses, start=1):
+    def __init__(self, round_: int) -> None:
+        self._round = round_
+        self._losses: list[float] = []
+
+    def add(self, loss: float, *, step: int, device: str = "") -> None:
+        """Take the loss of a step, counted from 1 on its device; without one where samples of all are mixed.
+
+        Raises: TrainingError: it is not finite.
+        """
         if not math.isfinite(loss):
             raise TrainingError(
-                f"The loss is {loss} in round {round_}, step {step}.",
-                hint="Lower the learning rate (--set run.lr=0.01).",
-                round=round_,
+                f"The loss{f' of device {device!r}' if device else ''} is {loss} in round {self._round}, step {step}.",
+                hint="Lower the learning rate (--set run.lr=0.01), or look for damaged samples "
+                f"in {'this device' if device else 'a device'}'s data.",
+                device=device,
+                round=self._round,
                 step=step,
             )
-    return sum(losses) / len(losses)
+        self._losses.append(loss)
+
+    @property
+    def mean(self) -> float:
+        """Over all steps taken."""
+        return sum(self._losses) / len(self._losses)
 
 
 def n_bytes(state: Mapping[str, torch.Tensor]) -> int:

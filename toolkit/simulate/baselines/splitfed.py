@@ -19,7 +19,7 @@ from toolkit.nn.seeds import seeded
 from toolkit.nn.sgd import Sgd
 from toolkit.nn.steps import make_optimizer
 from toolkit.nn.weights import load_training_state, training_state
-from toolkit.simulate.baselines.setup import LABEL_BYTES, Learner, Setup, mean_loss, n_bytes
+from toolkit.simulate.baselines.setup import LABEL_BYTES, Learner, RoundLosses, Setup, n_bytes
 from toolkit.simulate.baselines.whole import new_network
 
 FLOAT_BYTES = 4
@@ -56,23 +56,23 @@ class SplitFed:
         for optimizer in (*self._of_segment.values(), *self._of_suffix.values()):
             optimizer.lr = self._setup.lr(round_)
         waiting = {name: learner.batches(round_) for name, learner in sorted(self._setup.learners.items())}
-        losses, spent_s = [], dict.fromkeys(waiting, 0.0)
+        losses, spent_s, step = RoundLosses(round_), dict.fromkeys(waiting, 0.0), 0
         server_before_s = self._setup.costs.server_s
         while waiting:
+            step += 1
             for name in list(waiting):
                 batch = next(waiting[name], None)
                 if batch is None:
                     del waiting[name]
                     continue
-                losses.append(
-                    split_step(
-                        self._segments[name],
-                        self._of_segment[name],
-                        self._suffixes[name],
-                        self._of_suffix[name],
-                        batch,
-                    )
+                loss = split_step(
+                    self._segments[name],
+                    self._of_segment[name],
+                    self._suffixes[name],
+                    self._of_suffix[name],
+                    batch,
                 )
+                losses.add(loss, step=step, device=name)
                 spent_s[name] += self._charge(self._setup.learners[name], len(batch[1]))
         spent_s = {name: s + self._charge_prefix(self._setup.learners[name]) for name, s in spent_s.items()}
         # Devices overlap; the server is one.
@@ -81,7 +81,7 @@ class SplitFed:
         self._average(self._segments, self._of_segment)
         if not self._shared:
             self._average(self._suffixes, self._of_suffix)
-        return mean_loss(losses, round_)
+        return losses.mean
 
     def route(self, name: str) -> tuple[str, nn.Module]:
         """A device's segment and the server's layers behind it; there are no exits."""

@@ -12,7 +12,7 @@ from coordinator.model.aggregate import CrossLayerMean
 from toolkit.nn.network import StagedNetwork
 from toolkit.nn.steps import make_optimizer, server_step
 from toolkit.nn.zoo import build_network
-from toolkit.simulate.baselines.setup import LABEL_BYTES, Learner, Setup, mean_loss, n_bytes
+from toolkit.simulate.baselines.setup import LABEL_BYTES, Learner, RoundLosses, Setup, n_bytes
 
 
 def new_network(setup: Setup) -> StagedNetwork:
@@ -48,14 +48,13 @@ class Centralised:
     def train_round(self, round_: int) -> float:
         """One pass over all samples."""
         self._optimizer.lr = self._setup.lr(round_)
-        losses = [
-            server_step(self._network, self._optimizer, x, y, seed=seed).loss
-            for x, y, seed in self._all.batches(round_)
-        ]
-        spent_s = len(losses) * self._setup.times.server_whole_step_s
+        losses = RoundLosses(round_)
+        for step, (x, y, seed) in enumerate(self._all.batches(round_), start=1):
+            losses.add(server_step(self._network, self._optimizer, x, y, seed=seed).loss, step=step)
+        spent_s = self._all.n_batches * self._setup.times.server_whole_step_s
         self._setup.costs.server_s += spent_s
         self._setup.costs.wall_s += spent_s
-        return mean_loss(losses, round_)
+        return losses.mean
 
     def route(self, name: str) -> tuple[str, nn.Module]:
         """The one network, for every device."""
@@ -84,17 +83,18 @@ class Local:
 
     def train_round(self, round_: int) -> float:
         """One local round on every device."""
-        losses, longest_s = [], 0.0
+        losses, longest_s = RoundLosses(round_), 0.0
         for name, learner in self._setup.learners.items():
             optimizer = self._optimizers[name]
             optimizer.lr = self._setup.lr(round_)
-            for x, y, seed in learner.batches(round_):
-                losses.append(server_step(self._networks[name], optimizer, x, y, seed=seed).loss)
+            for step, (x, y, seed) in enumerate(learner.batches(round_), start=1):
+                made = server_step(self._networks[name], optimizer, x, y, seed=seed)
+                losses.add(made.loss, step=step, device=name)
             spent_s = learner.n_batches * learner.times.whole_step_s
             self._setup.costs.add(name, compute_s=spent_s)
             longest_s = max(longest_s, spent_s)
         self._setup.costs.wall_s += longest_s
-        return mean_loss(losses, round_)
+        return losses.mean
 
     def route(self, name: str) -> tuple[str, nn.Module]:
         """A device's own network."""
@@ -124,14 +124,15 @@ class FedAvg:
         """One local round on every device, then the mean."""
         setup, mean = self._setup, CrossLayerMean()
         common = {name: tensor.clone() for name, tensor in self._network.state_dict().items()}
-        losses, longest_s, size = [], 0.0, n_bytes(common)
+        losses, longest_s, size = RoundLosses(round_), 0.0, n_bytes(common)
         for name in sorted(setup.learners):
             learner = setup.learners[name]
             self._on_device.load_state_dict(common)
             optimizer = make_optimizer(self._on_device, setup.job.optimizer)
             optimizer.lr = setup.lr(round_)
-            for x, y, seed in learner.batches(round_):
-                losses.append(server_step(self._on_device, optimizer, x, y, seed=seed).loss)
+            for step, (x, y, seed) in enumerate(learner.batches(round_), start=1):
+                made = server_step(self._on_device, optimizer, x, y, seed=seed)
+                losses.add(made.loss, step=step, device=name)
             mean.add(self._on_device.state_dict(), len(learner.y))
             spent_s = learner.n_batches * learner.times.whole_step_s
             setup.costs.add(name, compute_s=spent_s, up=size, down=size)
@@ -140,7 +141,7 @@ class FedAvg:
             longest_s = max(longest_s, spent_s + sent_s)
         self._network.load_state_dict(mean.result())
         setup.costs.wall_s += longest_s
-        return mean_loss(losses, round_)
+        return losses.mean
 
     def route(self, name: str) -> tuple[str, nn.Module]:
         """The common network, for every device."""
