@@ -18,7 +18,7 @@ from device_agent.state import DeviceFolder
 from toolkit.errors import RemoteProtocolError, TrainingError
 from toolkit.nn.compute import choose_compute
 from toolkit.nn.datasets import Dataset
-from toolkit.nn.layout import MOMENTUM, layout_of
+from toolkit.nn.layout import layout_of
 from toolkit.nn.recipe import Recipe, eval_batches_in_round, steps_in_round, train_recipe
 from toolkit.nn.segment_record import SegmentRecord
 from toolkit.nn.steps import (
@@ -30,7 +30,7 @@ from toolkit.nn.steps import (
     device_step,
     lr_at,
 )
-from toolkit.nn.weights import content_of, load_training_state, tensors_of, training_state
+from toolkit.nn.weights import MOMENTUM, content_of, load_training_state, tensors_of, training_state
 from toolkit.runtime.preprocess import normalise
 from toolkit.wire.job import Job
 from toolkit.wire.messages import Lowered, PayloadKind

@@ -18,10 +18,7 @@ from torch import nn
 
 from toolkit.errors import CheckpointError, writing
 from toolkit.nn.sgd import Sgd
-from toolkit.nn.weights import load_training_state, training_state
-
-MOMENTUM = "momentum/"
-"""What the names of momentum begin with."""
+from toolkit.nn.weights import MOMENTUM, UNSAVED, load_training_state, training_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class Copy:
     optimizer: Sgd
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Parameters, buffers and momentum by name; shared with the copy, not cloned."""
+        """Its training state by name; shared with the copy, not cloned."""
         return training_state(self.suffix, self.optimizer)
 
 
@@ -96,7 +93,7 @@ class CopyShelf:
             load_training_state(
                 copy.suffix,
                 copy.optimizer,
-                {name: tensor for name, tensor in state.items() if name.removeprefix(MOMENTUM) in own},
+                {n: t for n, t in state.items() if n in own or n.startswith((MOMENTUM, UNSAVED))},
             )
             self._parked.discard(device)
             held = copy, place

@@ -13,8 +13,9 @@ import torch
 
 from coordinator.model.aggregate import BnRule, CrossLayerMean
 from coordinator.model.copies import TensorShelf
-from toolkit.nn.layout import MOMENTUM, SegmentLayout, layout_of
+from toolkit.nn.layout import SegmentLayout, layout_of
 from toolkit.nn.steps import build_device_model
+from toolkit.nn.weights import MOMENTUM
 from toolkit.wire.job import Job
 from toolkit.wire.weights import FlatWeights
 

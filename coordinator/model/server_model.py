@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from coordinator.model.aggregate import CrossLayerMean
-from coordinator.model.copies import MOMENTUM, CopyShelf, Place, TensorShelf
+from coordinator.model.copies import CopyShelf, Place, TensorShelf
 from coordinator.model.pool import ActivationPool
 from coordinator.model.segments import IN_CHECKPOINT, Segments
 from coordinator.model.server_logits import ServerLogits
@@ -31,7 +31,14 @@ from toolkit.nn.steps import (
     server_eval,
     server_step,
 )
-from toolkit.nn.weights import content_of, load_training_state, tensors_of, training_state
+from toolkit.nn.weights import (
+    MOMENTUM,
+    UNSAVED,
+    content_of,
+    load_training_state,
+    tensors_of,
+    training_state,
+)
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
 from toolkit.wire.payloads import Batch
@@ -173,13 +180,12 @@ class ServerModel:
     def aggregate(self, weights: Mapping[str, int]) -> None:
         """End a period: theta becomes the copies' cross-layer mean, and every copy is dropped."""
         mean = CrossLayerMean(bn=self._rules.bn)
+        left_out = (UNSAVED,) if self._rules.momentum == "average" else (UNSAVED, MOMENTUM)
         for device, state in self._shelf.states():
             if self._rules.momentum == "keep":
                 self._kept.put(device, {n: t for n, t in state.items() if n.startswith(MOMENTUM)})
             if device in weights:
-                averaged = self._rules.momentum == "average"
-                taken = {n: t for n, t in state.items() if averaged or not n.startswith(MOMENTUM)}
-                mean.add(taken, weights[device])
+                mean.add({n: t for n, t in state.items() if not n.startswith(left_out)}, weights[device])
         self._shelf.clear()
         made = training_state(self._theta, self._optimizer) | mean.result()
         load_training_state(self._theta, self._optimizer, made)

@@ -7,61 +7,25 @@ import sys
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from coordinator.fleet.events import Ended, RoundClosed
 from coordinator.store.ledger import Void, read_ledger
 from coordinator.store.run_record import read_record
+from tests.integration.small_scenario import run, with_run
 from toolkit.cli.app import app
-from toolkit.config import Run
-from toolkit.errors import CutError, HseeError, RunError, TrainingError, UsageError
+from toolkit.errors import CutError, HseeError, RunError, UsageError
 from toolkit.nn.compute import Numerics
 from toolkit.nn.weights import load_tensors
 from toolkit.simulate.actors import PacedServerModel
-from toolkit.simulate.baselines.harness import MAKERS, make_setup
-from toolkit.simulate.baselines.splitfed import SplitFed
-from toolkit.simulate.baselines.whole import Local
+from toolkit.simulate.baselines.harness import MAKERS
 from toolkit.simulate.data import load_fleet_data
 from toolkit.simulate.results import summarise
-from toolkit.simulate.scenario import Scenario
 from toolkit.simulate.simulation import simulate
 from toolkit.simulate.times import UNIT_DEVICE_STEP_S
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Three classes of noisy patterns in two channels of sixteen positions."""
-    rng = np.random.default_rng(0)
-    y = np.arange(180) % 3
-    x = rng.normal(size=(3, 12))[y] + 0.7 * rng.normal(size=(180, 12))
-    path = tmp_path_factory.mktemp("data") / "made.npz"
-    np.savez(path, x=x.astype(np.float32), y=y)
-    return f"npz:{path}"
-
-
-@pytest.fixture
-def scenario(source):
-    return Scenario(
-        run=Run(
-            model="mlp", model_options={"width": 12, "depth": 3}, rounds=3, batch_size=8, exit_head="pooled"
-        ),
-        names=("dev1", "dev2", "dev3"),
-        data=source,
-        cuts=("hidden1", "hidden2"),
-    )
-
-
-def with_run(scenario, **changes):
-    return msgspec.structs.replace(scenario, run=msgspec.structs.replace(scenario.run, **changes))
-
-
-def run(scenario, folder, *, observe=lambda _: None):
-    return simulate(scenario, folder, n_seeds=1, observe=observe)[0]
 
 
 def digests(result):
@@ -260,49 +224,6 @@ def test_the_test_set_is_balanced_and_nobody_trains_on_it(scenario):
     for own in data.devices.values():
         seen += [row.tobytes() for row in (*own.train.x, *own.held_out.x)]
     assert len(seen) == len(set(seen)) == 180
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_every_baseline_learns_and_is_the_same_again(name, scenario, tmp_path):
-    scenario = msgspec.structs.replace(scenario, baseline=name)
-    first, again = (run(scenario, tmp_path / str(n)) for n in (1, 2))
-    assert first == again
-    (route,) = first.devices[0].accuracy
-    assert route == ("server" if name.startswith("splitfed") else "whole")
-    summary = summarise([first])
-    assert summary.common[route].mean > 0.6
-    assert (summary.up_bytes.mean == 0) == (name == "local")
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_baselines_loss_that_is_not_finite_names_device_round_and_step(name, scenario):
-    """A sample of the second device is damaged; only centralised training mixes the samples of all."""
-    setup = make_setup(scenario, load_fleet_data(scenario))
-    setup.learners["dev2"].x[3] = float("nan")
-    with pytest.raises(TrainingError, match=r"is nan in round 1, step \d") as caught:
-        MAKERS[name](setup).train_round(1)
-    device = "" if name == "centralised" else "dev2"
-    assert caught.value.facts["device"] == device
-    assert f"device '{device}'" in str(caught.value) or not device
-    batches = enumerate(setup.learners["dev2"].batches(1), start=1)
-    in_step = next(step for step, (x, _, _) in batches if x.isnan().any())
-    assert caught.value.facts["round"] == 1
-    assert caught.value.facts["step"] == in_step or not device
-
-
-def test_splitfed_of_one_device_is_the_whole_network_trained_alone(scenario):
-    scenario = msgspec.structs.replace(scenario, names=("dev1",))
-    data = load_fleet_data(scenario)
-    for shared in (True, False):
-        whole, split = Local(make_setup(scenario, data)), SplitFed(make_setup(scenario, data), shared=shared)
-        for round_ in (1, 2):
-            assert whole.train_round(round_) == split.train_round(round_)
-        held = {f"stages.{n}": t for n, t in split.device_state("dev1").items()} | {
-            n if n.startswith("classifier") else f"stages.{n}": t for n, t in split.server_state().items()
-        }
-        state = whole.device_state("dev1")
-        assert held.keys() == state.keys()
-        assert all(torch.equal(held[name], state[name]) for name in state)
 
 
 def test_seeds_are_runs_of_their_own(scenario, tmp_path):

@@ -23,10 +23,14 @@ SPEC = ModelSpec(name="mlp", input_shape=[6], n_classes=3, options={"width": 8, 
 CUTS = {"a": "hidden1", "b": "hidden2", "c": "hidden1", "d": "hidden2"}
 
 
-def make_model(tmp_path, strategy, *, momentum=0.9):
+DRIFTING = ModelSpec(name="python:tests.numerics.models:with_drift", input_shape=[6], n_classes=3)
+DRIFTING_CUTS = {"a": "first", "b": "second", "c": "first", "d": "second"}
+
+
+def make_model(tmp_path, strategy, *, momentum=0.9, spec=SPEC, cuts=CUTS):
     return ServerModel(
-        SPEC,
-        cuts=CUTS,
+        spec,
+        cuts=cuts,
         optimizer=OptimizerSpec(lr=0.1, momentum=momentum),
         rounds=4,
         seed=1,
@@ -73,6 +77,24 @@ def test_how_many_copies_are_resident_changes_nothing(momentum, tmp_path):
     assert_equal(states[0], states[2])
 
 
+def test_buffers_outside_the_state_dict_are_each_copys_own(tmp_path):
+    """Whoever had a place before, in memory or parked: a copy begins a period with the buffers that theta has."""
+    states, seen = [], []
+    for n in (1, 3, 4):
+        strategy = Averaging(resident_copies=n)
+        model = make_model(tmp_path / str(n), strategy, spec=DRIFTING, cuts=DRIFTING_CUTS)
+        train(model, rounds=2, absent=("c",))
+        states.append(copy.deepcopy(model.state()))
+        for device in ("d", "a"):
+            model.apply(device, batch(1), round_=3, seq=1)
+            drift = model._shelf.take(device).suffix.third[1]
+            seen.append((drift.turns.item(), drift.seen.item()))
+    assert_equal(states[0], states[1])
+    assert_equal(states[0], states[2])
+    assert {turns for turns, _ in seen} == {1j}
+    assert len(set(seen)) == 2
+
+
 def test_copies_that_do_not_fit_are_on_disk(tmp_path):
     model = make_model(tmp_path, Averaging(resident_copies=1))
     for device in CUTS:
@@ -116,10 +138,11 @@ def test_kept_momentum_goes_on_after_a_restart(tmp_path):
     assert any(not torch.equal(t, forgetful.state()[n]) for n, t in through.state().items())
 
 
-def test_a_commit_within_a_period_keeps_its_open_copies(tmp_path):
+@pytest.mark.parametrize("of", [{}, {"spec": DRIFTING, "cuts": DRIFTING_CUTS}], ids=["mlp", "drifting"])
+def test_a_commit_within_a_period_keeps_its_open_copies(of, tmp_path):
     """In memory or parked, they go on as if nothing had been."""
     through, first = (
-        make_model(tmp_path / name, Averaging(resident_copies=2)) for name in ("through", "first")
+        make_model(tmp_path / name, Averaging(resident_copies=2), **of) for name in ("through", "first")
     )
     for model in (through, first):
         train(model, rounds=1)
@@ -127,7 +150,7 @@ def test_a_commit_within_a_period_keeps_its_open_copies(tmp_path):
             model.apply(device, batch(1), round_=2, seq=1)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.commit(state_of(1), first.files())
-    second = make_model(tmp_path / "second", Averaging(resident_copies=2))
+    second = make_model(tmp_path / "second", Averaging(resident_copies=2), **of)
     second.load(checkpoints.kept()[0])
     for model in (through, second):
         for device in CUTS:

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from tests.numerics.models import Drift
 from tests.numerics.same import assert_same
 from toolkit.disk import write_atomically
 from toolkit.errors import CheckpointError, MachineError
@@ -20,9 +21,9 @@ from toolkit.nn.weights import (
 )
 
 
-def trained(seed, *, steps=2):
+def trained(seed, layers=(), *, steps=2):
     torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), *(make() for make in layers), nn.Linear(4, 2))
     optimizer = Sgd(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -46,10 +47,11 @@ def test_every_kind_of_tensor_comes_back(tmp_path):
     assert_same(back, tensors)
 
 
-def test_training_goes_on_as_if_nothing_had_been(tmp_path):
-    module, optimizer = trained(0)
+@pytest.mark.parametrize("layers", [(), (Drift,)], ids=["plain", "with buffers outside the state_dict"])
+def test_training_goes_on_as_if_nothing_had_been(layers, tmp_path):
+    module, optimizer = trained(0, layers)
     save_tensors(tmp_path / "t", training_state(module, optimizer))
-    other, its_optimizer = trained(1, steps=1)
+    other, its_optimizer = trained(1, layers, steps=1)
     load_training_state(other, its_optimizer, load_tensors(tmp_path / "t"))
     assert_same(training_state(other, its_optimizer), training_state(module, optimizer))
     x = torch.randn(5, 3)

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from toolkit.errors import RemoteProtocolError
+from toolkit.nn.weights import MOMENTUM
 from toolkit.wire.weights import FlatWeights, RowLengths
 
-MOMENTUM = "momentum/"
-"""What the names of momentum begin with, here and in checkpoints."""
 _N = TypeVar("_N", bound=np.generic)
 _Places = tuple[tuple[str, tuple[int, ...]], ...]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,8 @@ from toolkit.disk import write_atomically
 from toolkit.errors import CheckpointError
 from toolkit.nn.sgd import Sgd
 
+MOMENTUM, UNSAVED = "momentum/", "unsaved/"
+"""What the names of momentum, and of buffers outside a ``state_dict``, begin with in a training state."""
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 """A header longer than any network of ours needs; checked before the library reads it."""
 _DIGEST = "sha256"
@@ -122,30 +124,51 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def training_state(module: nn.Module, optimizer: Sgd) -> dict[str, torch.Tensor]:
-    """Parameters, buffers and momentum of a module by name; momentum under ``momentum/<parameter>``."""
+    """All that training goes on from, by name.
+
+    Returns: parameters and buffers; momentum under ``momentum/<parameter>``; under ``unsaved/<buffer>`` what a module
+        keeps out of its ``state_dict``, complex numbers as pairs.
+    """
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    for name, buffer in _unsaved_buffers(module):
+        state[UNSAVED + name] = torch.view_as_real(buffer) if buffer.is_complex() else buffer
     for name, parameter in module.named_parameters():
         momentum = optimizer.momentum_buffers.get(parameter)
         if momentum is not None:
-            state[f"momentum/{name}"] = momentum
+            state[MOMENTUM + name] = momentum
     return state
 
 
 def load_training_state(module: nn.Module, optimizer: Sgd, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what :func:`training_state` took; parameters without saved momentum start it anew.
+    """Put back what :func:`training_state` took.
+
+    Parameters without saved momentum start it anew; unsaved buffers that the state does not name stay as they are.
 
     Raises: CheckpointError: the state is of another network.
     """
-    weights = {name: tensor for name, tensor in state.items() if not name.startswith("momentum/")}
+    weights = {name: tensor for name, tensor in state.items() if not name.startswith((MOMENTUM, UNSAVED))}
     try:
         module.load_state_dict(weights)
     except RuntimeError as exc:
         raise CheckpointError(f"The saved weights are of another network: {exc}") from exc
+    for name, buffer in list(_unsaved_buffers(module)):
+        held = state.get(UNSAVED + name)
+        if held is not None:
+            owner, _, leaf = name.rpartition(".")
+            value = torch.view_as_complex(held.contiguous()) if buffer.is_complex() else held
+            # Set, not copied into: a buffer that is made anew at a pass may have another shape by now.
+            setattr(module.get_submodule(owner), leaf, value.detach().clone().to(buffer.device))
     for name, parameter in module.named_parameters():
-        held, momentum = optimizer.momentum_buffers.get(parameter), state.get(f"momentum/{name}")
+        of_parameter, momentum = optimizer.momentum_buffers.get(parameter), state.get(MOMENTUM + name)
         if momentum is None:
             optimizer.momentum_buffers.pop(parameter, None)
-        elif held is None:
+        elif of_parameter is None:
             optimizer.momentum_buffers[parameter] = momentum.detach().clone().to(parameter.device)
         else:
-            held.copy_(momentum)
+            of_parameter.copy_(momentum)
+
+
+def _unsaved_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers of a user's module that are no part of its ``state_dict``; a step may change them all the same."""
+    saved = module.state_dict().keys()
+    return ((name, buffer) for name, buffer in module.named_buffers() if name not in saved)

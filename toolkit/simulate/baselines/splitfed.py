@@ -18,7 +18,7 @@ from toolkit.nn.cut import depth_of, take_segment, take_suffix
 from toolkit.nn.seeds import seeded
 from toolkit.nn.sgd import Sgd
 from toolkit.nn.steps import make_optimizer
-from toolkit.nn.weights import load_training_state, training_state
+from toolkit.nn.weights import UNSAVED, load_training_state, training_state
 from toolkit.simulate.baselines.setup import LABEL_BYTES, Learner, RoundLosses, Setup, n_bytes
 from toolkit.simulate.baselines.whole import new_network
 
@@ -98,11 +98,13 @@ class SplitFed:
     def _average(self, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Sgd]) -> None:
         mean = CrossLayerMean()
         for name in sorted(modules):
-            mean.add(training_state(modules[name], optimizers[name]), len(self._setup.learners[name].y))
+            own = training_state(modules[name], optimizers[name])
+            shared = {key: tensor for key, tensor in own.items() if not key.startswith(UNSAVED)}
+            mean.add(shared, len(self._setup.learners[name].y))
         made = mean.result()
         for name, module in modules.items():
             own = training_state(module, optimizers[name])
-            load_training_state(module, optimizers[name], {key: made[key] for key in own})
+            load_training_state(module, optimizers[name], {key: made.get(key, own[key]) for key in own})
 
     def _charge(self, learner: Learner, n_samples: int) -> float:
         """Charge one step; returns how long the device was at it, from its samples to its update."""

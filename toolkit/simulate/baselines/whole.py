@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import msgspec
@@ -118,22 +119,20 @@ class FedAvg:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._network = new_network(setup)
-        self._on_device = new_network(setup)
 
     def train_round(self, round_: int) -> float:
         """One local round on every device, then the mean."""
         setup, mean = self._setup, CrossLayerMean()
-        common = {name: tensor.clone() for name, tensor in self._network.state_dict().items()}
-        losses, longest_s, size = RoundLosses(round_), 0.0, n_bytes(common)
+        losses, longest_s, size = RoundLosses(round_), 0.0, n_bytes(self._network.state_dict())
         for name in sorted(setup.learners):
             learner = setup.learners[name]
-            self._on_device.load_state_dict(common)
-            optimizer = make_optimizer(self._on_device, setup.job.optimizer)
+            on_device = copy.deepcopy(self._network)
+            optimizer = make_optimizer(on_device, setup.job.optimizer)
             optimizer.lr = setup.lr(round_)
             for step, (x, y, seed) in enumerate(learner.batches(round_), start=1):
-                made = server_step(self._on_device, optimizer, x, y, seed=seed)
+                made = server_step(on_device, optimizer, x, y, seed=seed)
                 losses.add(made.loss, step=step, device=name)
-            mean.add(self._on_device.state_dict(), len(learner.y))
+            mean.add(on_device.state_dict(), len(learner.y))
             spent_s = learner.n_batches * learner.times.whole_step_s
             setup.costs.add(name, compute_s=spent_s, up=size, down=size)
             line = learner.times.line
