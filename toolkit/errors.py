@@ -21,18 +21,19 @@ class HseeError(Exception):
 
     Args:
         message: what went wrong and where, in one sentence.
-        hint: what to type or change next; may be empty.
+        hint: what to type or change next; empty: the class's usual one, if it has any.
         facts: the values behind the message, for callers and ``--json``.
     """
 
     code: ClassVar[str] = "HSEE-E000"
     exit_status: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
+    usual_hint: ClassVar[str] = ""
 
     def __init__(self, message: str, *, hint: str = "", **facts: object) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
         self.facts = facts
 
     def __str__(self) -> str:
@@ -180,6 +181,13 @@ class CheckpointError(RunError, ValueError):
     """Saved state is damaged or does not fit."""
 
     code = "HSEE-E153"
+
+
+class DamagedError(CheckpointError):
+    """Bytes of saved state are not those that were written."""
+
+    code = "HSEE-E154"
+    usual_hint = "Put the folder back from a copy of it, or begin again under another name."
 
 
 class BrokerError(HseeError, ConnectionError):

@@ -18,7 +18,7 @@ import msgspec
 from coordinator.store.run_record import place_of
 from coordinator.store.server_spec import ServerSpec
 from toolkit.disk import SYSTEM_DISK, Disk, make_folder_durably
-from toolkit.errors import CheckpointError, writing
+from toolkit.errors import CheckpointError, DamagedError, writing
 from toolkit.failpoints import failpoint
 from toolkit.wire.job import Job, Scalar
 
@@ -168,10 +168,10 @@ class Generation:
             raise CheckpointError(f"{path} can't be read.", path=str(path)) from exc
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         if sorted(sums) != sorted([_STATE_FILE, *self.names()]):
-            raise CheckpointError(f"{self.path} does not hold the files that it names.", path=str(self.path))
+            raise DamagedError(f"{self.path} does not hold the files that it names.", path=str(self.path))
         for name, expected in sums.items():
             if hashlib.sha256(self.read(name)).hexdigest() != expected:
-                raise CheckpointError(f"{self.path / name} is damaged.", path=str(self.path / name))
+                raise DamagedError(f"{self.path / name} is damaged.", path=str(self.path / name))
         self.state()
 
 

@@ -17,7 +17,7 @@ from typing import Self
 import msgspec
 
 from toolkit.disk import SYSTEM_DISK, Disk
-from toolkit.errors import CheckpointError, MachineError, writing
+from toolkit.errors import DamagedError, MachineError, writing
 
 HELD_BYTES = 1 << 20
 """Rows are handed to the disk when so much has gathered, or at a sync."""
@@ -167,7 +167,7 @@ class Ledger:
         head: hash of the last row to keep, in hexadecimal; empty to take any.
         disk: that holds it.
 
-    Raises: CheckpointError: the file's chain is broken within ``length``, it is shorter, or of another history; it
+    Raises: DamagedError: the file's chain is broken within ``length``, it is shorter, or of another history; it
         is left as it is.
         MachineError: the disk refuses it; so do the methods that write.
     """
@@ -186,11 +186,11 @@ class Ledger:
             self.length += 1
             self.head = digest
         if self.length != length:
-            raise CheckpointError(
+            raise DamagedError(
                 f"{path} has {self.length} rows; its checkpoint names {length}.", path=str(path)
             )
         if head and self.head.hex() != head:
-            raise CheckpointError(f"{path} is not the ledger that its checkpoint names.", path=str(path))
+            raise DamagedError(f"{path} is not the ledger that its checkpoint names.", path=str(path))
         with writing(path):
             if disk.exists(path):
                 disk.cut(path, kept)
@@ -251,7 +251,7 @@ class Ledger:
 def read_ledger(path: Path, *, disk: Disk = SYSTEM_DISK) -> list[Entry]:
     """Read and verify a whole ledger.
 
-    Raises: CheckpointError: a row is damaged, the chain is broken, or an entry is of a kind not known here.
+    Raises: DamagedError: a row is damaged, the chain is broken, or an entry is of a kind not known here.
     """
     return [
         _entry(path, number, content) for number, (_, _, content) in enumerate(_rows(path, None, disk), 1)
@@ -262,7 +262,7 @@ def _entry(path: Path, number: int, content: msgspec.Raw) -> Entry:
     try:
         return _decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}, row {number}: no entry that this version knows: {exc}", path=str(path)
         ) from exc
 
@@ -281,7 +281,7 @@ def _rows(path: Path, length: int | None, disk: Disk) -> Iterator[tuple[bytes, b
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             whole = False
         if not whole:
-            raise CheckpointError(f"{path}, row {number + 1}: the ledger's chain is broken.", path=str(path))
+            raise DamagedError(f"{path}, row {number + 1}: the ledger's chain is broken.", path=str(path))
         yield line, head, row.entry
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import DamagedError
 from toolkit.sealed import digest_of
 
 Status = Literal["waiting", "training", "finished", "failed", "stopped"]
@@ -73,7 +73,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
 def read_record(folder: Path) -> RunRecord:
     """Read run.json of a run folder, or its copy.
 
-    Raises: CheckpointError: both are damaged. OSError: neither is there.
+    Raises: DamagedError: both are damaged. OSError: neither is there.
     """
     paths = [path for path in (folder / RECORD_FILE, folder / COPY_FILE) if path.exists()]
     record, _ = newest_record({path: path.read_bytes() for path in paths or [folder / RECORD_FILE]})
@@ -92,14 +92,14 @@ def newest_record(contents: Mapping[Path, bytes]) -> tuple[RunRecord, list[str]]
     Args:
         contents: of run.json and its copy, or of one of them.
     Returns: the record, and what is wrong with each that is damaged.
-    Raises: CheckpointError: none is whole.
+    Raises: DamagedError: none is whole.
     """
     whole: list[RunRecord] = []
-    problems: list[CheckpointError] = []
+    problems: list[DamagedError] = []
     for path, content in contents.items():
         try:
             whole.append(_record_of(content, where=path))
-        except CheckpointError as exc:
+        except DamagedError as exc:
             problems.append(exc)
     if not whole:
         raise problems[0]
@@ -110,9 +110,9 @@ def _record_of(content: bytes, *, where: Path) -> RunRecord:
     try:
         record = msgspec.json.decode(content, type=RunRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise CheckpointError(f"{where} is damaged: {exc}.", path=str(where)) from exc
+        raise DamagedError(f"{where} is damaged: {exc}.", path=str(where)) from exc
     if record.sha256 != digest_of(record):
-        raise CheckpointError(f"{where} is damaged: it does not have its digest.", path=str(where))
+        raise DamagedError(f"{where} is damaged: it does not have its digest.", path=str(where))
     return record
 
 

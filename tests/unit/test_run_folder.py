@@ -11,7 +11,7 @@ from coordinator.store.run_folder import RunFolder
 from coordinator.store.run_record import METRICS, further_exits, read_metrics, read_record
 from tests.unit.test_checkpoints import state
 from toolkit.cli.entry import main
-from toolkit.errors import CheckpointError, MachineError, RunError
+from toolkit.errors import CheckpointError, DamagedError, MachineError, RunError
 from toolkit.wire.seats import MAX_SUPERSEDED
 
 CUTS = {"ant": "stem"}
@@ -95,7 +95,7 @@ def test_a_record_of_which_both_copies_are_damaged_is_told(folder, path):
     folder.close()
     for name in ("run.json", "run-copy.json"):
         (path / name).write_text("{")
-    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+    with pytest.raises(DamagedError, match=r"run\.json is damaged.*Put the folder back"):
         RunFolder(path, "r1")
 
 
@@ -269,7 +269,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_changed_and_the_newest_damage_i
     for kept in committed.checkpoints.kept():
         flip(kept.path / "model.safetensors", 5)
     before = (path / "ledger.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match=r"000002-round-3/model\.safetensors is damaged"):
+    with pytest.raises(DamagedError, match=r"000002-round-3/model\.safetensors is damaged"):
         committed.open_checkpoint()
     assert (path / "ledger.jsonl").read_bytes() == before
     assert [kept.round for kept in committed.checkpoints.kept()] == [2, 3]

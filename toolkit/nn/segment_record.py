@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, DamagedError
 from toolkit.sealed import digest_of
 from toolkit.wire.job import Job
 
@@ -66,5 +66,5 @@ def read_record(folder: Path) -> SegmentRecord:
             f"{path} has schema {record.schema}; this version reads schema 1.", path=str(path)
         )
     if record.sha256 and record.sha256 != digest_of(record):
-        raise CheckpointError(f"{path} is damaged: it does not have its digest.", path=str(path))
+        raise DamagedError(f"{path} is damaged: it does not have its digest.", path=str(path))
     return record

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_bytes
 from torch import nn
 
 from toolkit.disk import write_atomically
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, DamagedError
 from toolkit.nn.sgd import Sgd
 
 MOMENTUM, UNSAVED = "momentum/", "unsaved/"
@@ -98,15 +98,15 @@ def tensors_of(content: bytes, *, where: Path) -> dict[str, torch.Tensor]:
     """
     n_header = int.from_bytes(content[:8], "little")
     if len(content) < 8 or n_header > min(MAX_HEADER_BYTES, len(content)):  # noqa: PLR2004
-        raise CheckpointError(f"{where} is not a whole safetensors file.", path=str(where))
+        raise DamagedError(f"{where} is not a whole safetensors file.", path=str(where))
     try:
         tensors: dict[str, torch.Tensor] = load_bytes(content)
     except SafetensorError as exc:
-        raise CheckpointError(f"{where} is damaged: {exc}.", path=str(where)) from exc
+        raise DamagedError(f"{where} is damaged: {exc}.", path=str(where)) from exc
     named = msgspec.json.decode(content[8 : 8 + n_header], type=_Header).metadata
     raw = {name: _bytes_of(tensor) for name, tensor in tensors.items()}
     if _DIGEST in named and named[_DIGEST] != _digest(tensors, raw):
-        raise CheckpointError(f"{where} is damaged: it is not what its digest names.", path=str(where))
+        raise DamagedError(f"{where} is damaged: it is not what its digest names.", path=str(where))
     return tensors
 
 

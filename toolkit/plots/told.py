@@ -16,7 +16,7 @@ from coordinator.store.run_record import (
     read_metrics,
     read_record,
 )
-from toolkit.errors import CheckpointError, UsageError
+from toolkit.errors import CheckpointError, DamagedError, UsageError
 from toolkit.simulate.results import CutInference, SeedResult, kept_inference, kept_result
 from toolkit.wire.job import Job
 
@@ -100,7 +100,7 @@ def _read_run(path: Path) -> RunTold:
             for row in read_metrics(path)
         ]
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise CheckpointError(f"What {path} tells of its run is damaged: {exc}.", path=str(path)) from exc
+        raise DamagedError(f"What {path} tells of its run is damaged: {exc}.", path=str(path)) from exc
     return RunTold(
         name=name,
         rounds=rows,
