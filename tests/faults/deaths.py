@@ -10,8 +10,10 @@ from functools import partial
 from itertools import product
 
 from tests.e2e.processes import Running
+from tests.faults.brokers import Restartable, embedded, served
 from tests.faults.registry import row
 from tests.faults.scene import RUN, Scene, seconds_until
+from tests.faults.stubs import device_name
 from toolkit.failpoints import FAILPOINTS
 
 
@@ -186,13 +188,22 @@ def two_coordinators(scene: Scene) -> str:
     return f"the newer one leads after {took:.1f} s"
 
 
-@row("R10", "many devices join at once, and again after the broker's restart")
+@row(
+    "R10",
+    "many devices join at once, Mosquitto with TLS and the embedded broker, and again after its restart",
+)
 def all_join_at_once(scene: Scene) -> str:
-    broker = scene.broker()
-    port = broker.address.port
     n = 50 if scene.scale == 1 else 200
-    coordinator = scene.serve(port, devices=n, rounds=100_000, round_steps=1)
-    stubs = scene.stubs(port, n, pace=0.05)
+    accounts = [*map(device_name, range(n)), f"coord-{RUN}"]
+    with served(scene.folder, accounts) as broker:
+        over_tls = _join_twice(scene.part("tls"), n, broker)
+    with embedded(scene.folder, accounts) as broker:
+        return f"TLS: {over_tls}; embedded: {_join_twice(scene.part('embedded'), n, broker)}"
+
+
+def _join_twice(scene: Scene, n: int, broker: Restartable) -> str:
+    coordinator = scene.serve(broker.port, devices=n, rounds=100_000, round_steps=1, **broker.flags)
+    stubs = scene.stubs(broker.port, n, pace=0.05, **broker.flags)
     joined = scene.stubs_report(stubs, "joined")
     assert joined["most_failed"] <= 3
     broker.restart()
