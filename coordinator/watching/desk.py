@@ -159,7 +159,7 @@ class Desk(Service):
             told.round, told.rounds, round_s = self._view.round
             told.round_s = round(round_s, 1)
         elif self._waiting is not None:
-            told.n_expected = self._waiting.expected
+            told.n_expected, told.n_ready = self._waiting.expected, len(self._waiting.ready)
             told.left_s = round(max(0.0, self._waiting.left_s - (self._clock() - self._waiting_at)), 1)
         return told
 

@@ -56,6 +56,7 @@ class RunStatus(msgspec.Struct, kw_only=True):
         is_connected: whether its coordinator is connected to the broker.
         round: the open one, of ``rounds``; the last closed one where none is open.
         round_s: seconds since it opened.
+        n_ready: while gathering, devices that could be planned with, of ``n_expected``; others still measure.
         left_s: while gathering, seconds until the run gives up.
         n_refused: messages that broke the protocol.
     """
@@ -75,6 +76,7 @@ class RunStatus(msgspec.Struct, kw_only=True):
     rounds: int = 0
     round_s: float | None = None
     n_expected: int = 0
+    n_ready: int = 0
     left_s: float | None = None
     n_refused: int = 0
     devices: list[DeviceStatus] = []

@@ -126,7 +126,7 @@ def test_while_it_gathers_it_says_what_it_waits_for(make_fleet):
     fleet.run_until(lambda: fleet.events and fleet.events[-1].ready == ("ant",))
     fleet.run_until(lambda: fleet.status()[1]["ant"].phase == "joined")
     told, devices = fleet.status()
-    assert (told.status, told.n_expected, told.is_live) == ("waiting", 2, True)
+    assert (told.status, told.n_ready, told.n_expected, told.is_live) == ("waiting", 1, 2, True)
     assert 0 < told.left_s <= SETTINGS.wait_s
     assert (devices["ant"].state, devices["ant"].phase) == ("online", "joined")
 

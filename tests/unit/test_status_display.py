@@ -73,9 +73,10 @@ def test_a_lost_broker_is_told_though_every_device_was_here_a_moment_ago():
     assert "no connection to mqtt://b:1883" in strip(status)
 
 
-def test_while_waiting_it_counts_down():
-    status = msgspec.structs.replace(LIVE, status="waiting", n_expected=3, left_s=95.2, devices=fleet(2))
-    assert "2 of 3 devices, 95 s left" in strip(status)
+def test_while_waiting_it_counts_down_and_leaves_out_who_still_measures():
+    waiting = {"status": "waiting", "n_expected": 3, "n_ready": 1, "left_s": 95.2, "devices": fleet(2)}
+    status = msgspec.structs.replace(LIVE, **waiting)
+    assert "1 of 3 devices, 95 s left" in strip(status)
 
 
 @pytest.mark.parametrize("key", SORTS)

@@ -53,7 +53,7 @@ def strip(status: RunStatus) -> str:
     counts = {s: sum(d.state == s for d in status.devices) for s in _WORST_FIRST}
     fleet = ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "no devices yet"
     if status.status == "waiting" and status.n_expected:
-        where = f"{len(status.devices)} of {status.n_expected} devices, {status.left_s or 0:.0f} s left"
+        where = f"{status.n_ready} of {status.n_expected} devices, {status.left_s or 0:.0f} s left"
     else:
         where = f"round {status.round} of {status.rounds}" + (
             f" ({status.round_s:.0f} s)" if status.round_s is not None else ""
