@@ -12,7 +12,9 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 from tests.faults.rows import ROWS, Row
 from tests.faults.scene import SkippedRowError, scene
@@ -36,7 +38,9 @@ def play(row: Row, *, seed: int, scale: int) -> tuple[str, str, set[str], int, f
     except SkippedRowError as exc:
         verdict, seen = "SKIPPED", str(exc)
     except Exception as exc:  # noqa: BLE001 - the other rows are played all the same
-        verdict, seen = "FAILED", f"{type(exc).__name__}: {exc}"
+        where = traceback.extract_tb(exc.__traceback__)[-1]
+        verdict = "FAILED"
+        seen = f"{type(exc).__name__}: {exc} ({Path(where.filename).name}:{where.lineno}: {where.line})"
     return verdict, seen, hit, n_seeds, time.monotonic() - began_s
 
 
