@@ -299,7 +299,8 @@ def require(module: str, *, part: str, purpose: str) -> None:
         )
 
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says when a disk has no room left."""
 
 
 @contextmanager
@@ -316,7 +317,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as exc:
         hint = (
             "Free some space on that disk. What was saved before is whole."
-            if exc.errno in _FULL
+            if exc.errno in FULL
             else "Check the path and who may write there, or choose another folder with --home."
         )
         free_bytes = _free_bytes(path) if exc.errno == errno.ENOSPC else None
@@ -348,6 +349,8 @@ def report_error(error: HseeError, *, as_json: bool) -> int:
         _report(error, as_json=as_json)
     except MemoryError:  # nothing can be loaded or built any more: what is there already must do
         os.write(2, b"error: no memory is left, not even to say what for\n")
+    except OSError:  # the stream takes nothing any more: the status has to tell it
+        return error.exit_status
     return error.exit_status
 
 

@@ -12,6 +12,7 @@ from typing import Literal, TextIO
 Level = Literal["error", "warning", "info", "debug"]
 PRIORITIES: dict[Level, int] = {"error": 3, "warning": 4, "info": 6, "debug": 7}
 """Levels as syslog and the journal number them."""
+log = logging.getLogger(__name__)
 Write = Callable[[str, Level], None]
 
 
@@ -31,9 +32,17 @@ def in_journal(text: str, level: Level) -> str:
 
 
 def write_line(text: str, level: Level = "info") -> None:
-    """Write a line to stdout at once."""
-    sys.stdout.write((in_journal(text, level) if is_journal(sys.stdout) else text) + "\n")
-    sys.stdout.flush()
+    """Write a line to stdout at once; on a full disk, or to a terminal that is gone, it is lost: work outlives its log.
+
+    Raises: BrokenPipeError: whoever read the lines has gone.
+    """
+    try:
+        sys.stdout.write((in_journal(text, level) if is_journal(sys.stdout) else text) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        log.debug("A line can't be written: %s", exc)
 
 
 @contextmanager
@@ -42,16 +51,16 @@ def log_all(*, on: bool = True) -> Iterator[None]:
     if not on:
         yield
         return
-    log = logging.getLogger("toolkit")
-    handler, before = logging.StreamHandler(sys.stderr), log.level
+    all_of_us = logging.getLogger("toolkit")
+    handler, before = logging.StreamHandler(sys.stderr), all_of_us.level
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
+    all_of_us.addHandler(handler)
+    all_of_us.setLevel(logging.DEBUG)
     try:
         yield
     finally:
-        log.setLevel(before)
-        log.removeHandler(handler)
+        all_of_us.setLevel(before)
+        all_of_us.removeHandler(handler)
 
 
 class LogTo(logging.Handler):

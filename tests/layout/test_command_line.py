@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
+from typing import IO
 
 import pytest
 import typer.main
@@ -19,15 +21,20 @@ from toolkit.cli.entry import main
 ROOT = Path(__file__).parents[2]
 
 
+FULL = Path("/dev/full")
+"""A disk that never has any room."""
+
+
 @pytest.fixture
 def hsee(tmp_path):
     """Run the console script in an empty folder, with no settings of this machine."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HSEE_")}
 
-    def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, output: int | IO[str] = PIPE, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "toolkit.cli.entry", *words],
-            capture_output=True,
+            stdout=output,
+            stderr=PIPE,
             text=True,
             check=False,
             cwd=tmp_path,
@@ -52,6 +59,18 @@ def test_every_command_explains_itself(path, flag):
     answer = CliRunner().invoke(app, [*path, flag])
     assert answer.exit_code == 0, answer.output
     assert "usage" in answer.output.lower()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason=f"there is no {FULL}")
+@pytest.mark.parametrize("words", [("--version",), ("run", "list"), ("run", "list", "--json")], ids=" ".join)
+def test_output_that_a_full_disk_does_not_take(hsee, words):
+    with FULL.open("w") as full:
+        answer = hsee(*words, output=full)
+    assert answer.returncode == 6
+    assert answer.stderr.startswith(
+        "error: What this command prints can't be written: No space left on device."
+    )
+    assert "Traceback" not in answer.stderr
 
 
 @pytest.mark.parametrize("flag", ["-V", "--version"])

@@ -11,6 +11,7 @@ import pytest
 from toolkit.journal import LogTo, in_journal, is_journal
 
 ROOT = Path(__file__).parents[2]
+FULL = Path("/dev/full")
 WRITE = "from toolkit.journal import write_line; write_line('one\\ntwo', 'warning')"
 
 
@@ -30,6 +31,24 @@ def test_elsewhere_lines_are_plain(tmp_path, named):
     with (tmp_path / "out").open("w") as file:
         run(WRITE, file, JOURNAL_STREAM=named)
     assert (tmp_path / "out").read_text() == "one\ntwo\n"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason=f"there is no {FULL}")
+def test_work_outlives_a_log_that_takes_nothing_any_more():
+    goes_on = f"import os; {WRITE}; {WRITE}; os._exit(7)"
+    with FULL.open("w") as full:
+        done = subprocess.run([sys.executable, "-c", goes_on], stdout=full, check=False, cwd=ROOT)
+    assert done.returncode == 7
+
+
+def test_whoever_writes_to_nobody_learns_it():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE], stdout=writer, stderr=subprocess.PIPE, check=False, cwd=ROOT
+    )
+    os.close(writer)
+    assert b"BrokenPipeError" in done.stderr
 
 
 def test_a_closed_stream_is_no_journal(tmp_path):

@@ -12,7 +12,7 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from toolkit.errors import HseeError, MachineError, MissingPartError, UsageError, report_error
+from toolkit.errors import FULL, HseeError, MachineError, MissingPartError, UsageError, report_error
 
 if TYPE_CHECKING:
     import argparse
@@ -60,11 +60,25 @@ def main(argv: list[str] | None = None) -> int:
         return report_error(lacking, as_json="--json" in words)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone. What is left in the buffer must not complain at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has gone
+        _drop_output()
         return 1
+    except OSError as exc:
+        # Files are written within toolkit.errors.writing; what is full here is where the output goes.
+        if exc.errno not in FULL:
+            raise
+        _drop_output()
+        full = MachineError(
+            f"What this command prints can't be written: {exc.strerror}.",
+            hint="Free some space on the disk that its output goes to.",
+        )
+        return report_error(full, as_json=False)
     return status
+
+
+def _drop_output() -> None:
+    """Let what is left in the buffer not complain at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _what_lacks(exc: ImportError | MemoryError) -> HseeError | None:
