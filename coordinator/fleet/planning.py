@@ -17,9 +17,10 @@ from coordinator.store.commit_time import time_commit_ms
 from coordinator.store.server_spec import ServerSpec
 from toolkit.config import Run
 from toolkit.errors import ModelError, PlanError, ProfileError, did_you_mean
-from toolkit.nn.cut import activation_shape, take_segment
+from toolkit.nn.cut import depth_of
 from toolkit.nn.recipe import eval_batches_in_round, steps_in_round
-from toolkit.nn.sizes import sizes_of_cuts
+from toolkit.nn.server_exits import check_server_exits
+from toolkit.nn.sizes import device_part, sizes_of_cuts
 from toolkit.nn.zoo import build_network
 from toolkit.plan.choose import choose_cuts
 from toolkit.plan.cost import DeviceInput, ServerInput
@@ -75,7 +76,8 @@ class Planner(Protocol):
     def plan(self, run: str, settings: Run, facts: DataFacts, hellos: Mapping[str, Hello]) -> FleetPlan:
         """Plan for the devices that take part.
 
-        Raises: ModelError: the model can't be built on this data. PlanError: a device has no feasible cut.
+        Raises: ModelError: the model or its exits can't be built on this data. PlanError: a device has no feasible cut.
+            CutError: there is no such cut, or no such stage behind the shallowest for an exit of the server.
         """
         ...
 
@@ -339,9 +341,11 @@ def _fleet_plan(
         for device, cut in cuts.items()
     }
     shapes = {
-        cut: list(activation_shape(take_segment(network, cut), model.input_shape))
+        cut: list(device_part(network, model, cut, exit_head=settings.exit_head, seed=settings.seed)[1])
         for cut in set(cuts.values())
     }
+    shallowest = min(depth_of(network, cut) for cut in shapes)
+    check_server_exits(settings.server_exits, network.stage_names, depth=shallowest)
     return FleetPlan(
         version=1,
         text=text,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.config import Run
 from toolkit.errors import DataError, ModelError
+from toolkit.nn.server_exits import check_server_exits
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec
 from toolkit.wire.limits import PROTOCOL_VERSION
@@ -84,7 +85,10 @@ def _refusal_of_data(
 
 
 def refusal_of_model(settings: Run, input_shape: Sequence[int]) -> tuple[str, str] | None:
-    """Say why the run's model can't be built for a device's samples, before the device measures itself for it."""
+    """Say why the run's model can't be built for a device's samples, before the device measures itself for it.
+
+    Raises: CutError: the run asks for an exit at a stage that no server of this model has: no device can mend that.
+    """
     spec = ModelSpec(
         name=settings.model,
         input_shape=list(input_shape),
@@ -92,9 +96,10 @@ def refusal_of_model(settings: Run, input_shape: Sequence[int]) -> tuple[str, st
         options=settings.model_options,
     )
     try:
-        build_network(spec, seed=settings.seed)
+        network = build_network(spec, seed=settings.seed)
     except ModelError as exc:
         return "model", exc.message
+    check_server_exits(settings.server_exits, network.stage_names)
     return None
 
 

@@ -203,6 +203,18 @@ def test_a_folder_that_may_not_be_read(refused, tmp_path, monkeypatch):
             "There is no strategy 'averagin'.",
             "Did you mean 'averaging'?",
         ),
+        (
+            [*START, "--set", "run.server_exits=layer2,layer9"],
+            1,
+            "no stage 'layer9' to put an exit at; behind 'stem' stand layer1, layer2, layer3",
+            "Did you mean 'layer3'?",
+        ),
+        (
+            [*START, "--set", "run.exit_head=poled"],
+            1,
+            "There is no exit head 'poled'.",
+            "Did you mean 'pooled'?",
+        ),
         ([*START, "--codec", "int9"], 3, "int9", "int8"),
         ([*START, "--rounds", "0"], 2, "--rounds", "hsee coordinator start -h"),
         ([*START, "--rouns", "3"], 2, "No such option: --rouns", "hsee coordinator start -h"),

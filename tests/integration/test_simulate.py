@@ -15,7 +15,7 @@ from coordinator.store.ledger import Void, read_ledger
 from coordinator.store.run_record import read_record
 from tests.integration.small_scenario import run, with_run
 from toolkit.cli.app import app
-from toolkit.errors import CutError, HseeError, RunError, UsageError
+from toolkit.errors import CutError, HseeError, ModelError, RunError, UsageError
 from toolkit.nn.compute import Numerics
 from toolkit.nn.weights import load_tensors
 from toolkit.simulate.actors import PacedServerModel
@@ -241,12 +241,23 @@ def test_seeds_are_runs_of_their_own(scenario, tmp_path):
         ({"cuts": ("hiden1",)}, CutError, "Did you mean 'hidden1'?"),
         ({"drops": {"dev9": 1}}, UsageError, "unknown device 'dev9'"),
         ({"slow": {"dev9": 2.0}}, UsageError, "unknown device 'dev9'"),
+        ({"baseline": "splitfed-shared", "cuts": ("hiden1",)}, CutError, "Did you mean 'hidden1'?"),
+        (
+            {"exits": ["hidden1"]},
+            CutError,
+            "no stage 'hidden1' to put an exit at; behind 'hidden1' stand hidden2, hidden3",
+        ),
+        ({"exits": ["hidden2"], "cuts": ("hidden2",)}, CutError, "behind 'hidden2' stands hidden3."),
+        ({"head": "poled"}, ModelError, "Did you mean 'pooled'?"),
+        ({"head": "conv"}, ModelError, "'conv' needs activations"),
     ],
 )
 def test_what_makes_no_sense_is_told(change, error, said, scenario, tmp_path):
+    of_run = {"server_exits": change.pop("exits", []), "exit_head": change.pop("head", "pooled")}
     with pytest.raises(error) as caught:
-        run(msgspec.structs.replace(scenario, **change), tmp_path / "run")
+        run(msgspec.structs.replace(with_run(scenario, **of_run), **change), tmp_path / "run")
     assert said in str(caught.value)
+    assert not (tmp_path / "run").exists()  # what is mended can be simulated there
 
 
 def test_a_folder_holds_one_simulation(scenario, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from coordinator.fleet.registry import refusal_of, refusal_of_model, unite
 from device_agent.agent import ADVICE
 from toolkit.config import Run
-from toolkit.errors import DataError
+from toolkit.errors import CutError, DataError
 from toolkit.nn.datasets import channel_moments
 from toolkit.wire.messages import DataSummary, Hello, Refusal, encode_header
 
@@ -84,6 +84,15 @@ def test_a_model_for_other_samples_is_refused_before_anything_is_measured():
     assert code == "model"
     assert "takes pictures" in text
     assert "--model" in ADVICE[code]
+
+
+def test_an_exit_that_no_server_of_a_users_model_has_ends_the_run_when_its_first_device_comes():
+    own = "python:tests.numerics.models:with_dropout"
+    assert refusal_of_model(Run(model=own, server_exits=["second"]), [3, 12]) is None
+    with pytest.raises(
+        CutError, match="no stage 'first' to put an exit at; behind 'first' stand second, third"
+    ):
+        refusal_of_model(Run(model=own, server_exits=["second", "first"]), [3, 12])
 
 
 def test_the_run_has_the_union_of_classes_in_natural_order():

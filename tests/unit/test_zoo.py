@@ -19,6 +19,7 @@ from toolkit.nn.zoo import (
     build_network,
     check_model,
     from_torchvision_state,
+    stage_names,
     torchvision_state,
 )
 from toolkit.wire.job import ModelSpec
@@ -255,3 +256,12 @@ def test_the_convolutional_exit_comes_with_group_norm_too():
     head = build_exit_head("conv_group", activation_shape=(4, 6, 6), n_classes=3, cut="stem", seed=0)
     assert not list(head.buffers())
     assert head(torch.randn(1, 4, 6, 6)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stages_are_known_before_the_data_are(name):
+    assert stage_names(name, {"width": 2}) == build_network(spec_of(name, width=2), seed=0).stage_names
+
+
+def test_those_of_a_users_model_are_not():
+    assert stage_names("python:tests.numerics.models:with_dropout", {}) == ()

@@ -176,12 +176,15 @@ def _run(settings: Settings, path: Path, run: str, opening: AbstractContextManag
     from coordinator.store.run_folder import RunFolder
     from coordinator.strategy.catalogue import make_strategy
     from toolkit.link.connect import broker_of
-    from toolkit.nn.zoo import check_model
+    from toolkit.nn.exit_head import check_exit_head
+    from toolkit.nn.server_exits import check_server_exits
+    from toolkit.nn.zoo import stage_names
 
-    make_strategy(
-        settings.run.strategy, settings.run.strategy_options
-    )  # before anything is written: unknown names are the user's
-    check_model(settings.run.model, settings.run.model_options)
+    # Before anything is written: unknown names are the user's.
+    make_strategy(settings.run.strategy, settings.run.strategy_options)
+    if stages := stage_names(settings.run.model, settings.run.model_options):
+        check_server_exits(settings.run.server_exits, stages)
+    check_exit_head(settings.run.exit_head)
     _check_classes(settings.run.classes)
     address = broker_of(settings, default_username=f"coord-{run}")
     address.require_secure()

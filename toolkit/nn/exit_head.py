@@ -54,6 +54,15 @@ EXIT_HEADS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
 }
 
 
+def check_exit_head(kind: str) -> None:
+    """Check that there is such a head.
+
+    Raises: ModelError: there is none.
+    """
+    if kind not in EXIT_HEADS:
+        raise ModelError(f"There is no exit head {kind!r}.", hint=did_you_mean(kind, EXIT_HEADS))
+
+
 def build_exit_head(
     kind: str, *, activation_shape: Sequence[int], n_classes: int, cut: str, seed: int
 ) -> nn.Module:
@@ -67,8 +76,6 @@ def build_exit_head(
         seed: the run's seed.
     Raises: ModelError: no such head, or it does not fit the activations.
     """
-    make = EXIT_HEADS.get(kind)
-    if make is None:
-        raise ModelError(f"There is no exit head {kind!r}.", hint=did_you_mean(kind, EXIT_HEADS))
+    check_exit_head(kind)
     with seeded(derive_seed(seed, "exit_head", cut)):
-        return make(activation_shape, n_classes)
+        return EXIT_HEADS[kind](activation_shape, n_classes)

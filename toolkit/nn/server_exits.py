@@ -49,6 +49,26 @@ class SuffixWithExits(nn.Sequential):
         return h, exits
 
 
+def check_server_exits(stages: Sequence[str], names: Sequence[str], *, depth: int = 1) -> None:
+    """Check that every exit stands behind the shallowest cut.
+
+    Args:
+        stages: at whose ends exits are wanted.
+        names: of the network's stages, input first.
+        depth: stages before the shallowest cut; while no cut is chosen yet, that of the shallowest there can be.
+    Raises: CutError: a stage that there is not behind that cut.
+    """
+    behind = names[depth:]
+    for stage in stages:
+        if stage not in behind:
+            raise CutError(
+                f"The server has no stage {stage!r} to put an exit at; behind {names[depth - 1]!r} "
+                f"{'stands' if len(behind) == 1 else 'stand'} {', '.join(behind) or 'none'}.",
+                hint=did_you_mean(stage, behind) or "Leave it out of run.server_exits.",
+                cut=stage,
+            )
+
+
 def build_server_exits(
     network: StagedNetwork, model: ModelSpec, stages: Sequence[str], *, exit_head: str, seed: int, behind: str
 ) -> dict[str, nn.Module]:
@@ -63,14 +83,7 @@ def build_server_exits(
         behind: the shallowest cut.
     Raises: CutError: a stage that there is not behind that cut. ModelError: a head that does not fit.
     """
-    names = network.stage_names[depth_of(network, behind) :]
-    for stage in stages:
-        if stage not in names:
-            raise CutError(
-                f"The server has no stage {stage!r} to put an exit at; behind {behind!r} stand {', '.join(names)}.",
-                hint=did_you_mean(stage, names),
-                cut=stage,
-            )
+    check_server_exits(stages, network.stage_names, depth=depth_of(network, behind))
     shapes = activation_shapes(network.stages, model.input_shape) if stages else {}
     return {
         stage: build_exit_head(

@@ -198,6 +198,25 @@ MODELS: dict[str, Callable[..., StagedNetwork]] = {
 }
 
 
+_USUAL_SHAPES: dict[str, list[int]] = {"cnn1d": [1, 16], "mlp": [1]}
+
+
+def stage_names(name: str, options: Mapping[str, Scalar]) -> tuple[str, ...]:
+    """Stages of one of our models, input first, which do not depend on its data.
+
+    Args:
+        name: of the model.
+        options: of the model.
+    Returns: empty for a user's own: nothing is known of it before its data are.
+    Raises: ModelError: no such model, or options it does not take.
+    """
+    make = check_model(name, options)
+    if is_custom(name):
+        return ()
+    shape = _USUAL_SHAPES.get(name, [3, 32, 32])
+    return make(ModelSpec(name=name, input_shape=shape, n_classes=2, options=dict(options))).stage_names
+
+
 def check_model(name: str, options: Mapping[str, Scalar]) -> Callable[[ModelSpec], StagedNetwork]:
     """Look a model up and check that it takes these options.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from coordinator.fleet.planning import GivenCuts, Planner, ProfilePlanner
+from coordinator.fleet.planning import FleetPlan, GivenCuts, Planner, ProfilePlanner
 from coordinator.fleet.registry import DataFacts, unite
 from toolkit.config import Run
+from toolkit.nn.cut import cut_layers
+from toolkit.nn.zoo import build_network
 from toolkit.plan.cost import ServerInput
 from toolkit.profile.schema import profile_text
 from toolkit.simulate.data import FleetData
@@ -71,3 +73,18 @@ def planner_of(scenario: Scenario) -> Planner:
         return ServerInput(flop_per_s=scenario.server_flop_per_s)
 
     return ProfilePlanner(server)
+
+
+def plan_fleet(scenario: Scenario, data: FleetData) -> FleetPlan:
+    """Plan as the run will, without a wire; where no cut is named, as for some baselines, the deepest is as good as any.
+
+    Raises: HseeError: cuts, exits, profiles or the model do not fit together.
+    """
+    facts = data_facts(scenario, data)
+    model = model_spec(scenario.run, facts)
+    if scenario.cuts or scenario.plan or scenario.profiles:
+        planner = planner_of(scenario)
+    else:
+        deepest = cut_layers(build_network(model, seed=scenario.run.seed))[-1]
+        planner = GivenCuts(dict.fromkeys(scenario.names, deepest))
+    return planner.plan("simulated", scenario.run, facts, hellos_of(scenario, data, model))

@@ -19,6 +19,7 @@ from toolkit.simulate.evaluate import evaluate_run
 from toolkit.simulate.fleet import SimulatedFleet
 from toolkit.simulate.inference import trace_inference
 from toolkit.simulate.mqtt_run import run_over_mqtt
+from toolkit.simulate.planning import plan_fleet
 from toolkit.simulate.results import (
     DeviceResult,
     SeedResult,
@@ -57,7 +58,8 @@ def simulate(
         path = folder if n_seeds == 1 else folder / f"seed-{of_seed.run.seed}"
         result = kept_result(path)
         if result is None:
-            data = load_fleet_data(of_seed)  # before anything is written: most that is wrong shows here
+            data = load_fleet_data(of_seed)  # before anything is written: what is wrong shows here
+            plan_fleet(of_seed, data)
             keep_scenario(folder, scenario)
             with without_sync():
                 result = _run_seed(of_seed, data, path, observe, broker)

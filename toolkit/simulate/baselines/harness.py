@@ -8,16 +8,14 @@ import torch
 from torch import nn
 
 from coordinator.fleet.events import Notice, RunEvent
-from coordinator.fleet.planning import FleetPlan, GivenCuts, Planner
+from coordinator.fleet.planning import FleetPlan
 from toolkit.nn.compute import choose_compute
-from toolkit.nn.cut import cut_layers
-from toolkit.nn.zoo import build_network
 from toolkit.simulate.baselines.setup import Baseline, Costs, Learner, Setup
 from toolkit.simulate.baselines.splitfed import SplitFed
 from toolkit.simulate.baselines.whole import Centralised, FedAvg, Local
 from toolkit.simulate.data import FleetData
 from toolkit.simulate.evaluate import Answers, DeviceAnswers, NamedRoute, ask, digest_of, prepare
-from toolkit.simulate.planning import data_facts, hellos_of, model_spec, planner_of
+from toolkit.simulate.planning import plan_fleet
 from toolkit.simulate.results import DeviceResult, SeedResult
 from toolkit.simulate.scenario import Baseline as Name
 from toolkit.simulate.scenario import Scenario
@@ -112,15 +110,5 @@ def _evaluate(baseline: Baseline, plan: FleetPlan, data: FleetData) -> dict[str,
 
 
 def _plan(scenario: Scenario, data: FleetData) -> tuple[FleetPlan, FleetTimes]:
-    """Jobs as a split run's; where no cut is named, none matters."""
-    facts = data_facts(scenario, data)
-    model = model_spec(scenario.run, facts)
-    times = fleet_times(scenario, model)
-    planner: Planner
-    if scenario.cuts or scenario.plan or scenario.profiles:
-        planner = planner_of(scenario)
-    else:
-        deepest = cut_layers(build_network(model, seed=scenario.run.seed))[-1]
-        planner = GivenCuts(dict.fromkeys(scenario.names, deepest))
-    hellos = hellos_of(scenario, data, model)
-    return planner.plan("baseline", scenario.run, facts, hellos), times
+    plan = plan_fleet(scenario, data)
+    return plan, fleet_times(scenario, next(iter(plan.jobs.values())).model)
