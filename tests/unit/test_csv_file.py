@@ -65,7 +65,7 @@ def test_windows_feed_the_network_for_windows(walks):
     ("query", "said"),
     [
         ("windw=3", "Did you mean 'window'"),
-        ("window=three", "Expected `int`"),
+        ("window=three", "which is no number of rows"),
         ("window=1", "at least 2 rows"),
         ("window=-4", "at least 2 rows"),
         ("window=3&stride=0", "stride at least 1"),

@@ -14,7 +14,9 @@ import pytest
 from tests.tiny_bundles import write_tiny_bundle
 from toolkit.cli.entry import main
 from toolkit.errors import DataError, DataNotFoundError, MissingPartError, ShapeError
+from toolkit.nn.datasets import load_source
 from toolkit.runtime import report
+from toolkit.runtime.csv_layout import CsvOptions
 from toolkit.runtime.energy import EnergyMeter
 from toolkit.runtime.rows import After, csv_rows, json_rows, raw_rows
 from toolkit.runtime.samples import read_batches, read_samples
@@ -23,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def windows(text, shape=(2, 3), classes=None, **how):
-    return list(csv_rows(io.StringIO(text), "walk.csv", shape, classes, **how))
+    return list(csv_rows(io.StringIO(text), "walk.csv", shape, classes, CsvOptions(**how)))
 
 
 def test_time_steps_become_windows_of_channels_first():
@@ -51,6 +53,48 @@ def test_a_window_is_of_one_label_and_one_user():
         ([7, 8, 9], 1),
         ([8, 9, 10], 1),
     ]
+
+
+WALKS = """trial,ax,ay,activity
+1,0,0,walk
+1,1,1,walk
+1,2,2,walk
+2,3,3,walk
+2,4,4,walk
+2,5,5,sit
+2,6,6,sit
+"""
+
+
+def test_the_words_that_train_are_answered(tmp_path):
+    (tmp_path / "walks.csv").write_text(WALKS)
+    source = f"csv:{tmp_path / 'walks.csv'}?window=2&stride=1&label=activity&group=trial&columns=ay,ax"
+    trained = load_source(source)
+    answered = read_samples(source, input_shape=(2, 2), class_names=trained.classes)
+    np.testing.assert_array_equal(answered.x, trained.x)
+    np.testing.assert_array_equal(answered.labels, trained.y)
+    assert len(answered.names) == 4
+
+
+@pytest.mark.parametrize(
+    ("query", "error", "said"),
+    [
+        ("?stride=2", DataError, "Give a window too"),
+        ("?window=3&group=trail", DataError, "Did you mean 'trial'"),
+        ("?window=2&label=activity", ShapeError, "has 2 rows; the model takes 6 a sample"),
+        ("?window=x", DataError, "window is 'x', which is no number of rows"),
+        ("?label=activity", ShapeError, "csv:FILE\\?columns=A,B names those to take"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_told(tmp_path, query, error, said):
+    (tmp_path / "walks.csv").write_text(WALKS)
+    with pytest.raises(error, match=said):
+        read_samples(f"csv:{tmp_path / 'walks.csv'}{query}", input_shape=(2, 3))
+
+
+def test_columns_have_no_names_where_no_line_gives_them():
+    with pytest.raises(DataError, match="no first line that names its columns"):
+        windows("1,2,walk\n", label="activity")
 
 
 def test_a_flattened_window_a_row_is_read_too():

@@ -56,18 +56,16 @@ def calibrate(
 
     opened = open_bundle(bundle)
     manifest = opened.manifest
-    kind, _, path = data.partition(":")
-    source = path if kind in ("npz", "csv", "folder", "npy") else data
     samples = (
-        read_samples(source, input_shape=manifest.input_shape, class_names=manifest.class_names)
-        if source
+        read_samples(data, input_shape=manifest.input_shape, class_names=manifest.class_names)
+        if data
         else None
     )
     done = calibrate_bundle(
         opened,
         samples,
         target_drop=target_drop,
-        data_name=f"samples of {Path(source).name}",
+        data_name=f"samples of {Path(data).name}",
         machine=machine_name(),
     )
     if archive:

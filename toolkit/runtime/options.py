@@ -24,7 +24,7 @@ example:
 
 SAMPLES is a picture, a folder of pictures or of class folders, .npz (x, and y if labels are known), .npy, .jsonl,
 .csv (a flattened sample a row, or a time step a row for windows), camera:0 or camera:FILE.mp4, or - for standard
-input, answered as it arrives.
+input, answered as it arrives; csv:FILE?stride=64&label=activity&group=trial as in training.
 """
 _OFFLOAD_HELP = (
     "Ask the coordinator about samples of which no exit is sure: their activations leave this board, labels and inputs do "

@@ -7,6 +7,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -16,12 +17,15 @@ from numpy.typing import NDArray
 
 from toolkit.errors import DataError, ShapeError
 from toolkit.runtime.arrays import damaged, file_bytes, scale
+from toolkit.runtime.csv_layout import Columns, CsvOptions, find_columns
 from toolkit.runtime.labels import Sample, label_index
 
 STDIN_KINDS = ("csv", "json", "float32", "uint8", "uint8-hwc")
 """What standard input may hold."""
 _WINDOWED = 2
 """Axes of a sample that is a window: features and time steps."""
+AS_IT_LOOKS = CsvOptions()
+"""The columns' names and number say how a csv is read."""
 
 
 class Lines(Protocol):
@@ -55,13 +59,16 @@ class After:
 
 
 def csv_file_rows(
-    path: Path, shape: tuple[int, ...], class_names: Sequence[str] | None, *, stride: int = 0
+    path: Path,
+    shape: tuple[int, ...],
+    class_names: Sequence[str] | None,
+    options: CsvOptions = AS_IT_LOOKS,
 ) -> Iterator[Sample]:
     """Read a csv file; arguments and errors as of :func:`csv_rows`."""
     file_bytes(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from csv_rows(stream, path.name, shape, class_names, stride=stride)
+            yield from csv_rows(stream, path.name, shape, class_names, options)
     except OSError as exc:
         raise damaged(path, exc) from exc
 
@@ -71,21 +78,20 @@ def csv_rows(
     where: str,
     shape: tuple[int, ...],
     class_names: Sequence[str] | None,
-    *,
-    stride: int = 0,
+    options: CsvOptions = AS_IT_LOOKS,
 ) -> Iterator[Sample]:
     """Read csv: a flattened sample a row, or, for a shape (features, time), rows of features, one a time step.
 
-    The label stands last or in the column ``label``; a column ``user`` is passed over. A window ends where the label or
-    the user changes, as in training.
+    The label, where there is one, stands last or in the column ``label``; a column ``user`` is passed over. A window ends
+    where label, user or recording change, as in training.
 
     Args:
         stream: of text.
         where: what messages call it.
         shape: of a sample.
         class_names: what labels are looked up in; None leaves labels unread.
-        stride: rows from a window's start to the next one's; 0 for windows that touch.
-    Raises: DataError, ShapeError: a row that does not fit, is no number, or names an unknown class.
+        options: as those of training; ``window``, where it is given, has to be the model's.
+    Raises: DataError, ShapeError: a column that there is not, a row that does not fit, is no number, or names an unknown class.
     """
     n_values = math.prod(shape)
     rows = csv.reader(_lines(stream, where, most=64 * (n_values + 2) + 1024))
@@ -93,32 +99,32 @@ def csv_rows(
     try:
         first = next(rows, [])
         has_names = bool(first) and not any(_is_number(c) or not c.strip() for c in first[:-1] or first)
-        named = {name.strip(): i for i, name in enumerate(first)} if has_names else {}
-        windowed = len(shape) == _WINDOWED and _n_data_columns(first, named) in (shape[0], shape[0] + 1)
+        columns = _columns_of(first, where, options, has_names=has_names)
+        windowed = _is_windowed(columns, where, options, shape)
         expected = shape[0] if windowed else n_values
-        label_at = named.get("label", expected if len(first) == expected + 1 else None)
-        values_at = [i for i in range(len(first)) if i not in (label_at, named.get("user"))]
-        window = _Window(shape, stride)
+        columns = _label_found(columns, expected)
+        window = _Window(shape, options.stride)
         for row in rows if has_names else chain([first] if first else [], rows):
             n_rows += 1
             name = f"{where} row {n_rows}"
-            if len(row) != len(first) or len(values_at) != expected:
+            if len(row) != columns.width or len(columns.features) != expected:
                 raise ShapeError(
                     f"{name} has {len(row)} values; the model takes {_in_words(shape)}.",
-                    hint="Values separated by commas, the label last or in the column 'label'.",
+                    hint="Values separated by commas, the label last or in the column 'label'"
+                    + ("; csv:FILE?columns=A,B names those to take." if has_names else "."),
                     expected=expected,
                     got=len(row),
                 )
-            values = [_number(row[i], name, i) for i in values_at]
+            values = [_number(row[i], name, i) for i in columns.features]
             label = (
                 None
-                if label_at is None or class_names is None
-                else label_index(row[label_at], class_names, name)
+                if columns.label < 0 or class_names is None
+                else label_index(row[columns.label], class_names, name)
             )
             if not windowed:
                 yield Sample(name, np.asarray(values, np.float32).reshape(shape), label)
                 continue
-            kind = tuple(row[i] for i in (label_at, named.get("user")) if i is not None)
+            kind = tuple(row[i] for i in (columns.label, columns.user, columns.group) if i >= 0)
             if (x := window.add(values, kind)) is not None:
                 yield Sample(f"{where} rows {n_rows - shape[1] + 1} to {n_rows}", x, label)
     except (csv.Error, UnicodeDecodeError) as exc:
@@ -217,8 +223,34 @@ def _read_whole(stream: IO[bytes], n_bytes: int) -> bytes:
     return content
 
 
-def _n_data_columns(first: Sequence[str], named: dict[str, int]) -> int:
-    return len(first) - ("user" in named)
+def _columns_of(first: Sequence[str], where: str, options: CsvOptions, *, has_names: bool) -> Columns:
+    if has_names:
+        return find_columns(where, options, [name.strip() for name in first])
+    if options.named:
+        raise DataError(
+            f"{where} has no first line that names its columns.",
+            hint=f"Without one the columns can't be called {', '.join(options.named)}.",
+        )
+    return Columns(len(first), tuple(range(len(first))), -1, -1, -1)
+
+
+def _is_windowed(columns: Columns, where: str, options: CsvOptions, shape: tuple[int, ...]) -> bool:
+    """Say whether a row is a time step, of which many are a sample."""
+    if options.window and shape[1:] != (options.window,):
+        raise ShapeError(
+            f"A sample of {where} has {options.window} rows; the model takes {_in_words(shape)}.",
+            hint="Leave the window out: a model knows its own.",
+            expected=list(shape),
+            got=options.window,
+        )
+    return len(shape) == _WINDOWED and len(_label_found(columns, shape[0]).features) == shape[0]
+
+
+def _label_found(columns: Columns, expected: int) -> Columns:
+    """Take the last column for the label, where none is called so and there is one more than a row has values."""
+    if columns.label >= 0 or len(columns.features) != expected + 1:
+        return columns
+    return replace(columns, features=columns.features[:-1], label=columns.features[-1])
 
 
 def _in_words(shape: tuple[int, ...]) -> str:

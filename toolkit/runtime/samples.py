@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from toolkit.errors import DataError, DataNotFoundError, ShapeError
 from toolkit.runtime.arrays import MAX_FILE_BYTES, damaged, file_bytes, open_npy, open_npz, scale
 from toolkit.runtime.camera import CAMERA, camera_frames
+from toolkit.runtime.csv_layout import CSV, CsvOptions, parse_csv_source
 from toolkit.runtime.labels import Sample, label_index
 from toolkit.runtime.pictures import PICTURE_SUFFIXES, list_class_folders, list_pictures, read_picture
 from toolkit.runtime.rows import After, csv_file_rows, csv_rows, json_rows, raw_rows
 
 MAX_FIRST_LINE = 1024
 """Characters of standard input by which its kind is told."""
+_KINDS = (CSV, "folder:", "npz:")
+"""What a source of training begins with; here a path may stand alone."""
 
 __all__ = [
     "PICTURE_SUFFIXES",
@@ -86,7 +89,8 @@ def read_batches(
         source: a picture; a folder of pictures, or where it has none of its own, of class folders; .npz with ``x`` and
             perhaps ``y`` (indices, or names; indices into ``classes`` where the file has it); .npy; .csv, a flattened
             sample a row, or for windows (features, time) a time step a row, with the label last or in the column
-            ``label``; .jsonl; ``camera:0`` or ``camera:FILE``; or ``-``, standard input.
+            ``label``; .jsonl; ``camera:0`` or ``camera:FILE``; or ``-``, standard input. ``csv:FILE?...``, ``npz:FILE`` and
+            ``folder:PATH`` are taken as training takes them.
         input_shape: of one sample, channels first.
         class_names: what labels are looked up in; None leaves labels unread.
         batch: samples at a time; the last batch may be smaller.
@@ -124,10 +128,16 @@ def _each(
     stdin: str | None = None,
     stride: int = 0,
 ) -> Iterator[Sample]:
+    options = CsvOptions(stride=stride)
+    kind = next((kind for kind in _KINDS if source.startswith(kind)), "")
+    source = source.removeprefix(kind)
+    if kind == CSV:
+        source, options = parse_csv_source(source)
+        options = replace(options, stride=stride or options.stride)
     path = Path(source)
     suffix = path.suffix.lower()
     if source == "-":
-        rows = _standard_input(stdin, shape, class_names, stride=stride)
+        rows = _standard_input(stdin, shape, class_names, options)
     elif source.startswith(CAMERA):
         rows = camera_frames(source.removeprefix(CAMERA), shape)
     elif path.is_dir():
@@ -136,8 +146,8 @@ def _each(
         rows = iter([Sample(path.name, read_picture(path, fit=shape if fit else None), None)])
     elif suffix in (".npz", ".npy"):
         rows = _array_rows(path, shape, class_names)
-    elif suffix == ".csv":
-        rows = csv_file_rows(path, shape, class_names, stride=stride)
+    elif suffix == ".csv" or kind == CSV:
+        rows = csv_file_rows(path, shape, class_names, options)
     elif suffix == ".jsonl":
         rows = _json_file_rows(path, shape, class_names)
     else:
@@ -252,7 +262,7 @@ def _json_file_rows(
 
 
 def _standard_input(
-    kind: str | None, shape: tuple[int, ...], class_names: Sequence[str] | None, *, stride: int
+    kind: str | None, shape: tuple[int, ...], class_names: Sequence[str] | None, options: CsvOptions
 ) -> Iterator[Sample]:
     where = "standard input"
     if kind in ("float32", "uint8", "uint8-hwc"):
@@ -270,7 +280,7 @@ def _standard_input(
     if kind == "json" or (kind is None and first.lstrip()[:1] in ("{", "[")):
         yield from json_rows(stream, where, shape, class_names)
     else:
-        yield from csv_rows(stream, where, shape, class_names, stride=stride)
+        yield from csv_rows(stream, where, shape, class_names, options)
 
 
 def _no_text() -> DataError:
