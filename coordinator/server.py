@@ -37,7 +37,7 @@ from coordinator.store.run_folder import RunFolder
 from coordinator.store.run_record import Status
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.config import Run
-from toolkit.errors import HseeError, MachineError, RemoteProtocolError
+from toolkit.errors import HseeError, MachineError, RemoteProtocolError, RunError
 from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEvent, Received, matches
 from toolkit.link.contact import Contact
 from toolkit.wire import frames, seats
@@ -117,7 +117,14 @@ class Coordinator:
         link, topics, folder, settings = self._link, self._topics, self._folder, self._settings
         clock, observe, record = self._clock, self._observe, self._ledger.append
         advisor = Advisor(folder.path, settings)
-        self._bridge = Bridge(link, topics=topics, run=self.run, term=self.term, clock=clock)
+        self._bridge = Bridge(
+            link,
+            topics=topics,
+            run=self.run,
+            term=self.term,
+            boot_nonce=folder.boot_nonce,
+            clock=clock,
+        )
         self._roll = Roll(
             folder,
             term=self.term,
@@ -219,6 +226,7 @@ class Coordinator:
             busy = self._work()
             if self.over:  # nothing is heard after the run's last word
                 return
+            self._bridge.tick()
             for service in self._services:
                 busy |= service.tick(self._link.publish)
             for event in self._link.poll(0.0 if busy else timeout_s):
@@ -347,8 +355,9 @@ class Coordinator:
                     self._topics.bridge_state,
                     *of_services,
                 )
-                self._bridge.say("online")
+                self._bridge.arrive()
             case Disconnected(error=error):
+                self._give_way(self._bridge.lose_connection(error))
                 line = self._contact.lost(error)
                 if line:
                     self._observe(Notice(line[0].upper() + line[1:]))
@@ -364,21 +373,15 @@ class Coordinator:
                 service.take(topic, payload)
                 return
         if topic == self._topics.bridge_state:
-            self._on_bridge(payload)
+            self._give_way(self._bridge.hear(read_bridge_word(payload)))
         else:
             self._hearing.take(topic, payload, self._underway)
 
-    def _on_bridge(self, payload: bytes) -> None:
-        """A coordinator's word in this fleet: this one's own, or that of another.
-
-        Raises: RunError: this one has to end.
-        """
-        word = read_bridge_word(payload)
-        lost = self._bridge.taken_over_by(word)
+    def _give_way(self, lost: RunError | None) -> None:
+        """End without a word where another coordinator goes on: neither run nor fleet are this one's."""
         if lost is not None:
             self._end_silently("stopped", lost.message)
             raise lost
-        self._bridge.hear(word)
 
     def _refuse(self, topic: str, why: str) -> None:
         """Count a message that is not taken; say so, but not of each one of a flood."""

@@ -15,7 +15,7 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -42,6 +42,7 @@ from toolkit.errors import CheckpointError, RunError, writing
 from toolkit.failpoints import failpoint
 from toolkit.wire.seats import MAX_SUPERSEDED
 
+NONCE_BYTES = 16
 LEDGER_FILE = "ledger.jsonl"
 CONFIG_FILE = "config.toml"
 
@@ -53,17 +54,27 @@ class RunFolder:
         path: of the folder; made if missing.
         run: the run's id.
         disk: that holds it.
+        draw: bytes at random.
 
     Raises: RunError: another coordinator holds it. CheckpointError: what it holds is damaged.
         MachineError: the disk refuses it; so do the methods that write.
 
     Attributes:
+        boot_nonce: which process this is among all that take up the run from this folder or a copy, in hexadecimal.
         damage: what was found damaged and could be done without, a sentence each.
     """
 
-    def __init__(self, path: Path, run: str, *, disk: Disk = SYSTEM_DISK) -> None:
+    def __init__(
+        self,
+        path: Path,
+        run: str,
+        *,
+        disk: Disk = SYSTEM_DISK,
+        draw: Callable[[int], bytes] = os.urandom,
+    ) -> None:
         self.path = path
         self.disk = disk
+        self.boot_nonce = draw(NONCE_BYTES).hex()
         self.damage: list[str] = []
         taken = RunError(
             f"Another coordinator is at work in {path}.",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from coordinator.fleet.bridge import last_will
 from coordinator.fleet.events import RoundClosed
 from coordinator.fleet.planning import GivenCuts
 from coordinator.model.server_model import ServerModel
@@ -21,7 +22,6 @@ from toolkit.link.connect import make_link
 from toolkit.profile.limits import parse_limits
 from toolkit.wire.job import ModelSpec
 from toolkit.wire.topics import Topics
-from toolkit.wire.words import BridgeWord, encode_word
 
 MODEL = ModelSpec(name="resnet_small", input_shape=[1, 8, 8], n_classes=10)
 FLEET = "bench"
@@ -109,11 +109,11 @@ def run_fleet(home, address, boards, *, batch_size, steps, rounds, distant=False
     }
     watch = _Watch(agents)
     topics = Topics(FLEET)
-    will = (topics.bridge_state, encode_word(BridgeWord("offline", "bench", 1)))
+    folder = RunFolder(home / "run", "bench")
     coordinator = Coordinator(
-        make_link(address, client_id="coord-bench", will=will),
+        make_link(address, client_id="coord-bench", will=last_will(topics, folder)),
         topics=topics,
-        folder=RunFolder(home / "run", "bench"),
+        folder=folder,
         settings=settings.run,
         clock=time.monotonic,
         observe=watch.observe,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from coordinator.fleet.bridge import last_will
 from coordinator.fleet.events import Ended, Notice, RoundClosed, RunEvent
 from coordinator.fleet.planning import GivenCuts
 from coordinator.server import Coordinator
@@ -20,7 +21,6 @@ from coordinator.store.run_folder import RunFolder
 from tests.faults.stubs import CUT, FLEET, MODEL, add_broker, address_of, be_another, device_name
 from toolkit.config import Run
 from toolkit.link.connect import make_link
-from toolkit.wire.words import BridgeWord, encode_word
 
 
 def say(event: RunEvent) -> None:
@@ -65,8 +65,7 @@ def main() -> int:
     run = args.folder.name
     folder = RunFolder(args.folder, run)
     account = f"coord-{run}"
-    word = encode_word(BridgeWord("offline", run, folder.record.term + 1))
-    link = make_link(address_of(args, account), client_id=account, will=(FLEET.bridge_state, word))
+    link = make_link(address_of(args, account), client_id=account, will=last_will(FLEET, folder))
     coordinator = Coordinator(
         link,
         topics=FLEET,

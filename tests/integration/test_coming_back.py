@@ -235,6 +235,41 @@ def test_a_coordinator_whose_run_was_taken_up_elsewhere_ends(make_fleet, tmp_pat
     elsewhere.close()
 
 
+@pytest.mark.parametrize("account", ["elsewhere", "coordinator"], ids=["two accounts", "one account"])
+def test_of_two_coordinators_with_copies_of_a_stopped_run_the_first_goes_on(make_fleet, tmp_path, account):
+    """R23: both have the same term."""
+    fleet = make_fleet(rounds=30)
+    fleet.start()
+    fleet.run_until(lambda: fleet.round() == 2)
+    fleet.coordinator.end("stopped", "by hand")
+    fleet.coordinator.close()
+    shutil.copytree(fleet.path / "run", tmp_path / "copy")
+    resumed(fleet)
+    fleet.run_until(lambda: fleet.round() == 3)
+    elsewhere = Coordinator(
+        MemoryLink(fleet.hub, account),
+        topics=TOPICS,
+        folder=RunFolder(tmp_path / "copy", RUN),
+        settings=fleet.settings,
+        clock=fleet.clock,
+        observe=lambda _event: None,
+    )
+    assert elsewhere.term == fleet.coordinator.term == 2
+    elsewhere.start()
+
+    def meet():
+        for _ in range(200):
+            elsewhere.poll(0.0)
+            fleet.sweep()
+
+    with pytest.raises(RunError, match=r"from a copy of this folder \(both have term 2\)"):
+        meet()
+    elsewhere.close()
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+    assert all(m.agent.result() == "All 30 rounds are done." for m in fleet.members.values())
+
+
 @pytest.mark.parametrize(("strategy", "says"), [("consolidated", True), ("averaging", False)])
 def test_a_strategy_that_pools_says_that_it_commits_whole_rounds_only(make_fleet, strategy, says):
     fleet = make_fleet(strategy=strategy, commit_every_s=1e-9, round_steps=4)

@@ -262,6 +262,11 @@ WORDS = [
         read_bridge_word,
     ),
     (
+        BridgeWord("online", "run1", 2, boot_nonce="00112233445566778899aabbccddeeff"),
+        b'{"state":"online","run":"run1","term":2,"boot_nonce":"00112233445566778899aabbccddeeff"}',
+        read_bridge_word,
+    ),
+    (
         DeviceWord("offline", "00112233445566778899aabbccddeeff"),
         b'{"state":"offline","boot_nonce":"00112233445566778899aabbccddeeff"}',
         read_device_word,

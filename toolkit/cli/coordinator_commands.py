@@ -212,6 +212,7 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     from coordinator.beside.offload import OffloadService
     from coordinator.beside.own_thread import Beside
     from coordinator.beside.routes import Routes
+    from coordinator.fleet.bridge import last_will
     from coordinator.fleet.events import Notice
     from coordinator.server import Coordinator
     from coordinator.watching.desk import Desk
@@ -220,13 +221,11 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     from toolkit.link.base import chunk_bytes_of
     from toolkit.link.connect import make_link
     from toolkit.nn.compute import choose_compute
-    from toolkit.wire.words import BridgeWord, encode_word
 
     torch.set_num_threads(settings.run.threads)
     topics = Topics(check_name(settings.fleet.name, what="The fleet's name"))
     run = folder.record.run
-    will = (topics.bridge_state, encode_word(BridgeWord("offline", run, folder.record.term + 1)))
-    link = make_link(address, client_id=address.username or f"coord-{run}", will=will)
+    link = make_link(address, client_id=address.username or f"coord-{run}", will=last_will(topics, folder))
     compute = choose_compute(settings.run.compute)
     folder.write_config(settings_text(settings))
     folder.write_environment()

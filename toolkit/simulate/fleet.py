@@ -93,13 +93,13 @@ class SimulatedFleet:
         self._before = msgspec.json.decode(kept.read_bytes(), type=Meters) if kept.exists() else Meters()
         self.meters = self._before
         self.count_bytes: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]] = _nothing_counted
+        self.folder = RunFolder(path, self.run)
         for clock in (self.server_clock, *(m.clock for m in self.members.values())):
             clock.now_s = self.meters.wall_s
 
     def make_coordinator(self, link: Link, clock: Callable[[], float]) -> Coordinator:
         """Make the coordinator; devices go back to the round that it has committed."""
-        folder = RunFolder(self.path, self.run)
-        kept = folder.checkpoints.kept()
+        kept = self.folder.checkpoints.kept()
         committed = kept[-1].round if kept else 0
         for name in self.members:
             go_back_to(self._device_path(name), committed)
@@ -107,7 +107,7 @@ class SimulatedFleet:
         return Coordinator(
             link,
             topics=TOPICS,
-            folder=folder,
+            folder=self.folder,
             settings=self.settings,
             clock=clock,
             observe=self._on_event,
@@ -158,7 +158,8 @@ class SimulatedFleet:
         return agent is None or agent.over or not agent.cut
 
     def close(self) -> None:
-        """Let every device's folder go."""
+        """Let every folder go."""
+        self.folder.close()
         for member in self.members.values():
             if member.folder is not None:
                 member.folder.close()

@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from coordinator.fleet.bridge import last_will
 from coordinator.server import Coordinator
 from device_agent.agent import Agent
 from toolkit.access.accounts import COORDINATOR_PREFIX, grants_of
@@ -16,7 +17,7 @@ from toolkit.link.connect import make_link
 from toolkit.link.forwarding import ForwardingLink
 from toolkit.simulate.actors import DroppedOutError
 from toolkit.simulate.fleet import TOPICS, SimulatedFleet
-from toolkit.wire.words import BridgeWord, DeviceWord, encode_word
+from toolkit.wire.words import DeviceWord, encode_word
 
 IDLE_S = 0.002
 """How long the coordinator waits for a message where nobody had anything to do."""
@@ -81,8 +82,7 @@ def _run(fleet: SimulatedFleet, address: BrokerAddress, passwords: dict[str, str
         own = parse_broker(str(address), username=name if login else "", password=login)
         return MeteredLink(make_link(own, client_id=name, will=will))
 
-    offline = encode_word(BridgeWord("offline", fleet.run, 1))
-    own_link = link(_coordinator(fleet), (TOPICS.bridge_state, offline))
+    own_link = link(_coordinator(fleet), last_will(TOPICS, fleet.folder))
     coordinator = fleet.make_coordinator(own_link, time.monotonic)
     stack.callback(coordinator.close)
     devices: dict[str, _Device] = {}

@@ -17,12 +17,16 @@ Ending = Literal["", "finished", "failed"]
 
 
 class BridgeWord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """On ``bridge/state``: whether a coordinator is up, for which run, under which term; and how the run ended."""
+    """On ``bridge/state``: whether a coordinator is up, for which run, under which term; and how the run ended.
+
+    The nonce in hexadecimal says which process speaks; it is empty where an earlier version does.
+    """
 
     state: Presence
     run: Name
     term: Positive
     ended: Ending = ""
+    boot_nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
 
 
 class DeviceWord(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from coordinator.fleet.bridge import last_will
 from coordinator.fleet.events import RoundClosed, RunEvent
 from coordinator.rounds.underway import Makes
 from coordinator.server import Coordinator
@@ -29,6 +30,7 @@ from tests.faults.sim.stage import (
     CHUNK_BYTES,
     FOLDER,
     FOR_EVER_S,
+    RESTART_S,
     RUN,
     SERVER_STEP_S,
     TOPICS,
@@ -39,7 +41,7 @@ from tests.faults.sim.stage import (
 from toolkit.config import Run
 from toolkit.errors import FencedError, HseeError, MachineError, RunError
 from toolkit.wire.messages import DataSummary
-from toolkit.wire.words import BridgeWord, DeviceWord, encode_word
+from toolkit.wire.words import DeviceWord, encode_word
 
 
 class Cast(Stage):
@@ -69,6 +71,8 @@ class Cast(Stage):
 
     def _start_coordinator(self, name: str = "coordinator") -> None:
         """Start a coordinator; a ``rival`` is one from a copy of the other's disk, elsewhere."""
+        if name == "rival" and self._is_over:
+            return  # nobody takes up what has ended
         if name not in self._disks:
             name = "coordinator"  # a rival that was away is the run's coordinator by now
         if name in self._processes:
@@ -76,12 +80,13 @@ class Cast(Stage):
         disk = self._disk(name)
         process: Process
         try:
-            folder = RunFolder(FOLDER, RUN, disk=disk)
-            term = folder.record.term + 1
+            drawn = Random(f"{self._scenario.seed} {name} {self._n_started}")
+            folder = RunFolder(FOLDER, RUN, disk=disk, draw=drawn.randbytes)
             link = self._link(
                 name,
-                will=(TOPICS.bridge_state, encode_word(BridgeWord("offline", RUN, term))),
-                published=self._tape.coordinator_published,
+                client_id="coordinator" if self._rival_shares else "",
+                will=last_will(TOPICS, folder),
+                published=partial(self._tape.coordinator_published, disk),
             )
             process = Process(name, None, link, self.now_s)  # type: ignore[arg-type]
             self._acting = process
@@ -109,7 +114,7 @@ class Cast(Stage):
                 self._tape.problems.append("(R2) a checkpoint was torn, and no bit rotted")
             process.mover.start()
             underway = process.mover._underway
-            self._tape.check_taken_up(underway.state if underway else None)
+            self._tape.check_taken_up(disk, underway.state if underway else None)
         except CrashedError:
             return
         except MachineError:
@@ -224,6 +229,7 @@ class Cast(Stage):
         """The coordinator is gone: its rival, if there is one, is the run's from here on."""
         if "rival" not in self._disks:
             return
+        self._was_handed_over = True
         self._disks["coordinator"] = self._disks.pop("rival")
         rival = self._processes.pop("rival", None)
         if rival is not None:
@@ -231,9 +237,33 @@ class Cast(Stage):
             self._processes["coordinator"] = rival
             self._n_started["coordinator"] += 1
 
+    def _gave_way(self, process: Process) -> None:
+        """A coordinator ended because another one goes on: there has to be one, or one that died since."""
+        is_rival = process.name == "rival"
+        self._kill(process.name, power=False)
+        if is_rival:
+            del self._disks["rival"]
+        elif not self._is_over and "coordinator" not in self._processes:
+            if not self._was_handed_over:
+                self._tape.problems.append("(R23) the only coordinator gave way")
+            self._was_handed_over = False
+            self._at(self.now_s + RESTART_S, self._start_coordinator)
+
+    def _swap(self) -> None:
+        """The rival ended the run: it was its coordinator, and what is left of the other one its rival."""
+        for table in (self._disks, self._processes):
+            here, there = table.pop("coordinator", None), table.pop("rival", None)
+            table.update({name: each for name, each in (("coordinator", there), ("rival", here)) if each})
+        for name in ("coordinator", "rival"):
+            if name in self._processes:
+                self._processes[name].name = name
+
     def _end(self, process: Process) -> None:
         """A process that is over leaves by itself."""
-        if process.name == "coordinator" and "rival" in self._disks:
+        rival = self._processes.get("rival")
+        if process is rival:
+            self._swap()
+        elif process.name == "coordinator" and rival is not None and rival.mover.term > process.mover.term:  # type: ignore[union-attr]
             self._kill(process.name, power=False)
             return
         if isinstance(process.mover, Coordinator):
@@ -272,8 +302,12 @@ class Cast(Stage):
             self._kill(process.name, power=False)
             self._at(self.now_s + 5.0, self._starter(process.name))
             return
-        if process.name == "coordinator" and "rival" in self._disks and isinstance(exc, RunError):
-            self._kill(process.name, power=False)
+        if (
+            isinstance(process.mover, Coordinator)
+            and type(exc) is RunError
+            and process.mover.status == "stopped"
+        ):
+            self._gave_way(process)
             return
         self._tape.problems.append(f"{process.name}: {type(exc).__name__}: {exc}")
 

@@ -14,8 +14,10 @@ from coordinator.server import Coordinator
 from device_agent.agent import Agent
 from device_agent.sending import Sender
 from tests.faults.sim.stage import Makers
+from toolkit.errors import RunError
 from toolkit.wire import chunks, payloads, session, weights
 from toolkit.wire.messages import Hello, State
+from toolkit.wire.words import BridgeWord
 
 
 class IdWithIncarnation(Coordinator):
@@ -125,6 +127,19 @@ class OlderTermAccepted(Coordinator):
         self._hearing._intake = AnyTerm(0.0)
 
 
+class TwinsUnseen(Coordinator):
+    """A word of the own run and term is the own word, whoever says it: as it was when words named no process."""
+
+    def _make_parts(self, planner: Planner) -> None:
+        super()._make_parts(planner)
+        hear = self._bridge.hear
+
+        def as_ones_own(word: BridgeWord) -> RunError | None:
+            return hear(msgspec.structs.replace(word, boot_nonce=self._folder.boot_nonce))
+
+        self._bridge.hear = as_ones_own  # type: ignore[method-assign]
+
+
 class UnfitApplied(Coordinator):
     """Activations beyond the run's limit are trained on like any."""
 
@@ -197,6 +212,7 @@ MUTANTS = {
     "ledger after model": Makers(coordinator=LedgerAfterModel),
     "newest-generation watermark": Makers(coordinator=NewestGenerationWatermark),
     "older term accepted": Makers(coordinator=OlderTermAccepted),
+    "twins unseen": Makers(coordinator=TwinsUnseen),
     "unfit is applied": Makers(coordinator=UnfitApplied),
     "weights taken at any time": Makers(agent=AnyRoundTaken),
 }

@@ -18,6 +18,7 @@ from toolkit.link.base import (
     Received,
     check_filter,
     check_publish,
+    identity_conflict,
     matches,
 )
 from toolkit.wire.limits import MAX_MESSAGE_BYTES
@@ -25,6 +26,8 @@ from toolkit.wire.limits import MAX_MESSAGE_BYTES
 KEEPALIVE_S = 10.0
 ATTEMPT = -1
 """Of which connection a failed attempt is: of none."""
+SHORT_LIVED_S = 5.0
+EVICTIONS_TO_CONFLICT = 4
 MAX_QUEUED = 200
 """Messages that a kept session holds for an absent client."""
 
@@ -126,6 +129,7 @@ class SimBroker:
         session = self._sessions.get(link.client_id)
         was_there = session is not None
         if session is not None and session.link is not None:
+            session.link.n_evictions += 1
             self.drop(session.link, will=True)
         if session is None or not self.weather.keeps_sessions:
             session = self._sessions[link.client_id] = Session()
@@ -223,6 +227,8 @@ class SimLink:
         self.path_is_up = True
         self.is_dead = False
         self.n_heard = 0
+        self.n_evictions = 0
+        self._connected_at = 0.0
 
     # The contract
 
@@ -251,12 +257,14 @@ class SimLink:
             _, _, event, connection = heapq.heappop(self._incoming)
             if isinstance(event, Connected):
                 self._is_connected = True
+                self._connected_at = now
             elif connection != self._connection or not self._is_connected:
                 if connection != ATTEMPT:
                     continue
             elif isinstance(event, Received):
                 self._hub.heard(self, event.topic, event.payload)
             else:
+                event = self._judged(event, now)
                 self._is_connected = self._is_trying = False
                 self._try_at = now + 1.0 + self._hub.rng.random() * 2.0
             events.append(event)
@@ -265,6 +273,14 @@ class SimLink:
             self._is_trying = True  # its own thread connects, whatever its process computes meanwhile
             self._hub.at(now, self._connect)
         return events
+
+    def _judged(self, event: LinkEvent, now: float) -> LinkEvent:
+        """As ``toolkit.link.mqtt`` names it when short connections were cut off one after the other."""
+        if now - self._connected_at >= SHORT_LIVED_S:
+            self.n_evictions = 0
+        if self.n_evictions < EVICTIONS_TO_CONFLICT:
+            return event
+        return Disconnected(identity_conflict(self.client_id, self.n_evictions))
 
     def close(self, timeout_s: float = 2.0) -> None:
         del timeout_s

@@ -49,14 +49,13 @@ class Tape:
 
     sent: dict[tuple[Item, str], set[int]] = field(default_factory=lambda: defaultdict(set))
     """(item, digest) -> terms under which it was sent."""
-    watermark: dict[str, tuple[int, int]] = field(default_factory=dict)
+    confirmed: dict[object, dict[str, tuple[int, int]]] = field(default_factory=lambda: defaultdict(dict))
+    """The disk that a coordinator takes up the run from -> device -> the watermark that it was told."""
     granted: dict[tuple[str, int], int] = field(default_factory=dict)
     """(device, round) -> first seq beyond all credit that was ever told."""
     problems: list[str] = field(default_factory=list)
     segments: dict[str, str] = field(default_factory=dict)
     """Digest of weights that were sent -> the chain they hold."""
-    since_term: int = 0
-    """What coordinators of lower terms tell binds nobody any more."""
     made_in: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Round -> what coordinators made of the segments it gathered."""
     _assemblers: dict[str, chunks.Assembler] = field(default_factory=dict)
@@ -84,7 +83,7 @@ class Tape:
         if header.seq >= self.granted.get((device, header.round), 0):
             self.problems.append(f"(d) {device} sent {header.round}/{header.seq}, for which it has no credit")
 
-    def coordinator_published(self, topic: str, payload: bytes) -> None:
+    def coordinator_published(self, disk: object, topic: str, payload: bytes) -> None:
         if not topic.endswith("/down"):
             return
         message, _ = frames.decode(payload)
@@ -93,17 +92,19 @@ class Tape:
         device = topic.split("/")[-2]
         place = device, message.round
         self.granted[place] = max(self.granted.get(place, 0), message.limit)
-        if message.term < self.since_term:
-            return
-        told, before = (message.watermark_round, message.watermark_seq), self.watermark.get(device, (0, 0))
+        confirmed = self.confirmed[disk]
+        told, before = (message.watermark_round, message.watermark_seq), confirmed.get(device, (0, 0))
         if told < before:
             self.problems.append(f"(b) the watermark of {device} fell from {before} to {told}")
-        self.watermark[device] = max(told, before)
+        confirmed[device] = max(told, before)
 
-    def begin_anew(self, term: int) -> None:
-        """An operator took the run back, or a copy of it up: what was confirmed before ``term`` is void."""
-        self.since_term = term
-        self.watermark.clear()
+    def begin_anew(self, disk: object) -> None:
+        """An operator took the run back: what was confirmed before is void."""
+        self.confirmed[disk].clear()
+
+    def copy(self, disk: object, elsewhere: object) -> None:
+        """Whoever takes up the copy of a disk keeps what was confirmed before it was made."""
+        self.confirmed[elsewhere].update(self.confirmed[disk])
 
     def made(self, round_: int, segment: str) -> None:
         """A coordinator made one segment of those that a round gathered."""
@@ -114,9 +115,9 @@ class Tape:
         if segment not in self.made_in[round_]:
             self.problems.append(f"(e) {device} took what no coordinator made of round {round_}")
 
-    def check_taken_up(self, state: CommittedState | None) -> None:
+    def check_taken_up(self, disk: object, state: CommittedState | None) -> None:
         """(b) what was confirmed is still there after a restart."""
-        for device, told in self.watermark.items():
+        for device, told in self.confirmed[disk].items():
             kept = (0, 0) if state is None else state.watermark(device)
             if kept < told:
                 self.problems.append(f"(b) {device} was told {told}; after the restart {kept} is kept")

@@ -22,6 +22,7 @@ Kind = Literal[
     "full disk",
     "rewind",
     "rival",
+    "twins",
 ]
 
 
@@ -32,6 +33,7 @@ class Fault:
     Attributes:
         power: the machine is gone, not the process alone.
         rots: a bit of the newest checkpoint flips while the coordinator is away.
+        shares: whoever is one too many has the other's account at the broker.
     """
 
     at_s: float
@@ -40,6 +42,7 @@ class Fault:
     for_s: float = 1.0
     power: bool = False
     rots: bool = False
+    shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,16 @@ def scenario_of(seed: int) -> Scenario:
     if more.random() < 0.4:
         faults.append(
             Fault(more.uniform(2.0, 40.0), more.choice(("rewind", "rival")), for_s=more.choice((0.5, 15.0)))
+        )
+    new = Random(f"{seed} new")
+    if new.random() < 0.2:
+        faults.append(
+            Fault(
+                new.uniform(2.0, 40.0),
+                "twins",
+                for_s=new.choice((0.5, 1.0, 1.01, 15.0)),
+                shares=new.random() < 0.5,
+            )
         )
     return Scenario(
         seed=seed,

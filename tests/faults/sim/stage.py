@@ -30,6 +30,8 @@ PROGRESS_S = 150.0
 """(f) while nothing befalls the fleet, the ledger grows within so long."""
 FOR_EVER_S = 1e9
 RESTART_S = 1.0
+SETTLED_S = 45.0
+"""(R23) of two coordinators that have both been connected for so long, one has given way."""
 
 
 class CrashedError(BaseException):
@@ -109,6 +111,9 @@ class Stage(ABC):
         self._n_crashes = 0
         self._rotten = False
         self._n_rewound = 0
+        self._rival_shares = False
+        self._was_handed_over = False
+        self._two_since = float("inf")
         self._progress: tuple[int, int, float] = (0, 0, 0.0)
 
     # Time
@@ -148,6 +153,7 @@ class Stage(ABC):
         finally:
             self._acting = None
         self._look_at_progress()
+        self._look_at_rivals()
         self._look_at_memory(process.mover)
         if process.mover.over:
             self._end(process)
@@ -165,6 +171,16 @@ class Stage(ABC):
             self._progress = (*here, self.now_s)
         elif self.now_s - self._progress[2] > PROGRESS_S:
             self._tape.problems.append(f"(f) no entry for {PROGRESS_S:g} s of quiet, at {self.now_s:.0f} s")
+
+    def _look_at_rivals(self) -> None:
+        """(R23) exactly one goes on."""
+        two = [self._processes[name] for name in ("coordinator", "rival") if name in self._processes]
+        if len(two) < 2 or not all(one.mover.is_connected for one in two):
+            self._two_since = float("inf")
+            return
+        self._two_since = min(self._two_since, self.now_s)
+        if self.now_s - self._two_since > SETTLED_S:
+            self._tape.problems.append(f"(R23) two coordinators are at work since {self._two_since:.0f} s")
 
     def _look_at_memory(self, mover: Coordinator | Agent) -> None:
         """Rule 14: what was granted and is not used up stays within the budget, a single batch apart."""

@@ -167,6 +167,21 @@ def test_a_rival_with_a_copy_of_the_run_goes_on_alone(p_loss):
     assert [entry.term for entry in history.entries if isinstance(entry, TermRaised)][-1] == 2
 
 
+@pytest.mark.parametrize("p_loss", [0.0, 0.1])
+@pytest.mark.parametrize("shares", [False, True], ids=["two accounts", "one account"])
+@pytest.mark.parametrize("after_s", [0.5, 1.0, 15.0], ids=["first", "at once", "later"])
+def test_of_two_copies_of_a_stopped_run_one_goes_on(after_s, shares, p_loss):
+    """R23, with one term for both: the one that came first."""
+    twins = Fault(at_s=20.0, kind="twins", for_s=after_s, shares=shares)
+    weather = Weather(0.02, p_loss=p_loss)
+    world = World(fleet("sequential", faults=(twins,), rounds=60, weather=weather))
+    history = world.run()
+    assert not history.problems
+    assert world.ended == {"ant": "finished", "bee": "finished"}
+    assert [entry.term for entry in history.entries if isinstance(entry, TermRaised)] == [1, 2]
+    assert not world._was_handed_over or after_s != 15.0 or p_loss
+
+
 @pytest.mark.parametrize("strategy", ["sequential", "averaging", "consolidated"])
 def test_segments_are_made_one_whatever_is_lost(strategy):
     weather = Weather(delay_s=0.05, jitter_s=0.2, p_loss=0.15, p_double=0.2)

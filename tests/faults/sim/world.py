@@ -69,7 +69,7 @@ class World(Cast):
     def _befall(self, fault: Fault) -> None:
         if fault.kind in ("stop broker", "kill coordinator"):
             self._befall_services(fault)
-        elif fault.kind in ("rewind", "rival"):
+        elif fault.kind in ("rewind", "rival", "twins"):
             self._befall_run(fault)
         elif fault.kind == "leave" and not self._has_plan():
             self._at(self.now_s + 1.0, lambda: self._befall(fault))
@@ -98,16 +98,28 @@ class World(Cast):
         """An operator takes the run back; or somebody takes up a copy of its folder on another machine."""
         if self._is_over or "coordinator" not in self._processes or not self._has_plan():
             return
+        if "rival" in self._disks:
+            return
         if fault.kind == "rewind":
             self._kill("coordinator", power=False)
             self._rewind()
             self._at(self.now_s + fault.for_s, self._start_coordinator)
-        elif "rival" not in self._disks:
-            elsewhere = self._disks["rival"] = copy.deepcopy(self._disk("coordinator"))
-            elsewhere.kill()
-            elsewhere.full = False
-            self._tape.begin_anew(self._term_in("rival") + 1)
+        elif fault.kind == "rival":
+            self._copy_run(fault)
             self._start_coordinator("rival")
+        else:
+            self._kill("coordinator", power=False)
+            self._copy_run(fault)
+            self._at(self.now_s + RESTART_S, self._start_coordinator)
+            self._at(self.now_s + fault.for_s, lambda: self._start_coordinator("rival"))
+
+    def _copy_run(self, fault: Fault) -> None:
+        disk = self._disk("coordinator")
+        elsewhere = self._disks["rival"] = copy.deepcopy(disk)
+        elsewhere.kill()
+        elsewhere.full = False
+        self._tape.copy(disk, elsewhere)
+        self._rival_shares = fault.shares
 
     def _rewind(self) -> None:
         disk = self._disk("coordinator")
@@ -121,12 +133,7 @@ class World(Cast):
         finally:
             folder.close()
         self._n_rewound += 1
-        self._tape.begin_anew(folder.record.term + 1)
-
-    def _term_in(self, name: str) -> int:
-        folder = RunFolder(FOLDER, RUN, disk=self._disk(name))
-        folder.close()
-        return folder.record.term
+        self._tape.begin_anew(disk)
 
     def _befall_living(self, fault: Fault) -> None:
         process = self._processes.get(fault.who)
