@@ -100,6 +100,11 @@ class Mosquitto:
                 time.sleep(0.002)
         raise AssertionError(f"mosquitto does not listen: {self.log_path.read_text()}")
 
+    def cpu_s(self) -> float:
+        """Processor time that it has had; Linux counts it in nanoseconds."""
+        assert self._process is not None
+        return int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[0]) / 1e9
+
     def stop(self) -> None:
         """Stop it in order."""
         if self._process is not None:

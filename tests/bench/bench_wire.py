@@ -39,6 +39,7 @@ BENCHES: dict[str, Callable[[Path], dict[str, Any]]] = {
 ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("throughput", "ratio", "activations over MQTT, of a bare paho loop", "at least 0.8"),
     ("throughput", "ratio_of_hashed", "the same, of a bare loop that hashes as both sides must", ""),
+    ("throughput", "ratio_undigested", "the same, of a bare loop, if a digest cost nothing", ""),
     ("buffers", "faults_a_batch", "page faults a batch: encode, cut, assemble, decode", ""),
     ("pipelined.broker", "ratio", "pipelined / synchronous, through a broker", "at most 0.80"),
     ("pipelined.raw", "ratio", "pipelined / synchronous, raw link", "at most 0.70"),

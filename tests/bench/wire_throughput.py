@@ -1,4 +1,4 @@
-"""MB/s from device to coordinator against a bare paho loop, and what the buffers on the way cost."""
+"""MB/s from device to coordinator against bare paho loops, whose time it takes, and what the buffers on the way cost."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import resource
 import statistics
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -35,9 +37,31 @@ from toolkit.wire.limits import DEFAULT_CHUNK_BYTES, MAX_MESSAGE_BYTES
 from toolkit.wire.messages import Chunk
 from toolkit.wire.payloads import Batch
 
+KINDS = ("bare", "hashed", "ours", "undigested")
+"""A bare paho loop, one that hashes every payload at both ends, our code, and our code with a digest that costs nothing."""
+PROCESSES = ("receiver", "broker", "sender")
+
+
+class NoDigest:
+    """In the place of SHA-256: what would be gained if a digest were free."""
+
+    def __init__(self, _data: object = b"") -> None: ...
+
+    def update(self, _data: object) -> None:
+        """Take nothing."""
+
+    def digest(self) -> bytes:
+        """Name everything alike."""
+        return bytes(32)
+
+
+def digest_of(kind: str) -> AbstractContextManager[object]:
+    """The digest that our code reckons with meanwhile."""
+    return mock.patch.object(payloads.hashlib, "sha256", NoDigest) if kind == "undigested" else nullcontext()
+
 
 def receive_bare(address: BrokerAddress, n_bytes: int, kind: str, pipe: Connection) -> None:
-    """Count bytes, hash them too if ``kind`` says so; say when all are here."""
+    """Count bytes, hash them too if ``kind`` says so; when all are here, say what processor time that took."""
     seen, done, digest = 0, threading.Event(), hashlib.sha256()
 
     def on_message(_client: object, _data: object, message: paho.MQTTMessage) -> None:
@@ -54,22 +78,29 @@ def receive_bare(address: BrokerAddress, n_bytes: int, kind: str, pipe: Connecti
     client.subscribe(TOPIC, qos=1)
     client.loop_start()
     time.sleep(0.5)
+    began_s = time.process_time()
     pipe.send("ready")
-    done.wait(120)
-    pipe.send("turn")
+    assert done.wait(120)
+    pipe.send(time.process_time() - began_s)
     client.disconnect()
 
 
-def receive_ours(address: BrokerAddress, pipe: Connection) -> None:
-    """Assemble, check and decode every batch, as the coordinator does."""
+def receive_ours(address: BrokerAddress, kind: str, pipe: Connection) -> None:
+    """Assemble, check and decode every batch, as the coordinator does; say what processor time that took."""
+    with digest_of(kind):
+        _receive_ours(address, pipe)
+
+
+def _receive_ours(address: BrokerAddress, pipe: Connection) -> None:
     link = MqttLink(address, "ours-in", max_packet_bytes=MAX_MESSAGE_BYTES)
     link.start()
-    assembler, n = chunks.Assembler(), 0
+    assembler, n, began_s = chunks.Assembler(), 0, 0.0
     while n < N_BATCHES:
         for event in link.poll(0.1):
             if not isinstance(event, Received):
                 link.subscribe(TOPIC)
                 time.sleep(0.5)
+                began_s = time.process_time()
                 pipe.send("ready")
                 continue
             header, body = frames.decode(event.payload)
@@ -79,7 +110,7 @@ def receive_ours(address: BrokerAddress, pipe: Connection) -> None:
                 named, content = payloads.decode(whole, device="ant")
                 payloads.to_batch(named, content, activation_shape=SHAPE, n_classes=10, batch_size=BATCH_SIZE)
                 n += 1
-    pipe.send("turn")
+    pipe.send(time.process_time() - began_s)
     link.close()
 
 
@@ -106,51 +137,75 @@ def send_ours(link: MqttLink, batch: Batch) -> None:
 
 
 def bench_throughput(folder: Path) -> dict[str, Any]:
-    """MiB/s from device to coordinator: ours, bare paho, and bare paho that hashes at both ends."""
+    """MiB/s from device to coordinator in each way of ``KINDS``, and processor time a batch in each process."""
     broker = Mosquitto(folder, settings="max_queued_messages 10000\nmax_inflight_messages 20")
     broker.start()
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    cpu_ms: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
     batch = activations()
     whole = payloads.encode(ADDRESS, batch, "float32")
     pieces = list(chunks.split(whole, payload_id=bytes(16), chunk_bytes=DEFAULT_CHUNK_BYTES))
-    n_bytes = N_BATCHES * sum(map(len, pieces))
-    seconds: dict[str, list[float]] = {"bare": [], "hashed": [], "ours": []}
     try:
         for _ in range(TURNS):
-            for kind, took in seconds.items():
-                here, there = spawn.Pipe()
-                child = (
-                    spawn.Process(target=receive_ours, args=(broker.address, there))
-                    if kind == "ours"
-                    else spawn.Process(target=receive_bare, args=(broker.address, n_bytes, kind, there))
-                )
-                child.start()
-                assert here.recv() == "ready"
-                if kind != "ours":
-                    client = paho.Client(CallbackAPIVersion.VERSION2, client_id="bare-out")
-                    client.connect(broker.address.host, broker.address.port)
-                    client.loop_start()
-                    while not client.is_connected():
-                        time.sleep(0.01)
-                    began_s = time.perf_counter()
-                    send_bare(client, pieces, hashes=kind == "hashed")
-                else:
-                    link = MqttLink(broker.address, "ours-out", max_packet_bytes=MAX_MESSAGE_BYTES)
-                    link.start()
-                    link.poll(5.0)
-                    began_s = time.perf_counter()
-                    send_ours(link, batch)
-                assert here.recv() == "turn"
-                took.append(time.perf_counter() - began_s)
-                _ = link.close() if kind == "ours" else client.disconnect()
-                child.join(10)
+            for kind in KINDS:
+                took_s, of_processes = _take_turn(kind, broker, batch, pieces)
+                seconds[kind].append(took_s)
+                cpu_ms[kind].append([1000 * cpu_s / N_BATCHES for cpu_s in of_processes])
     finally:
         broker.kill()
-    rates = {kind: n_bytes / MIB / statistics.median(took) for kind, took in seconds.items()}
-    found = {f"{kind}_mib_per_s": rate for kind, rate in rates.items()}
-    for name, kind in (("ratio", "bare"), ("ratio_of_hashed", "hashed")):
-        pairs = zip(seconds[kind], seconds["ours"], strict=True)
-        found[name] = statistics.median(other / ours for other, ours in pairs)
+    n_mib = N_BATCHES * sum(map(len, pieces)) / MIB
+    found: dict[str, Any] = {
+        f"{kind}_mib_per_s": n_mib / statistics.median(took) for kind, took in seconds.items()
+    }
+    for name, theirs, ours in (
+        ("ratio", "bare", "ours"),
+        ("ratio_of_hashed", "hashed", "ours"),
+        ("ratio_undigested", "bare", "undigested"),
+    ):
+        pairs = zip(seconds[theirs], seconds[ours], strict=True)
+        found[name] = statistics.median(one / other for one, other in pairs)
+    found["cpu_ms_a_batch"] = {
+        kind: dict(zip(PROCESSES, map(statistics.median, zip(*turns, strict=True)), strict=True))
+        for kind, turns in cpu_ms.items()
+    }
     return found
+
+
+def _take_turn(
+    kind: str, broker: Mosquitto, batch: Batch, pieces: list[bytearray]
+) -> tuple[float, tuple[float, float, float]]:
+    """Send all batches one way; seconds until they were there, and processor time of each of ``PROCESSES``."""
+    here, there = spawn.Pipe()
+    is_bare = kind in ("bare", "hashed")
+    if is_bare:
+        n_bytes = N_BATCHES * sum(map(len, pieces))
+        child = spawn.Process(target=receive_bare, args=(broker.address, n_bytes, kind, there))
+    else:
+        child = spawn.Process(target=receive_ours, args=(broker.address, kind, there))
+    child.start()
+    assert here.recv() == "ready"
+    if is_bare:
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id="bare-out")
+        client.connect(broker.address.host, broker.address.port)
+        client.loop_start()
+        while not client.is_connected():
+            time.sleep(0.01)
+    else:
+        link = MqttLink(broker.address, "ours-out", max_packet_bytes=MAX_MESSAGE_BYTES)
+        link.start()
+        link.poll(5.0)
+    of_broker, of_sender, began_s = broker.cpu_s(), time.process_time(), time.perf_counter()
+    if is_bare:
+        send_bare(client, pieces, hashes=kind == "hashed")
+    else:
+        with digest_of(kind):
+            send_ours(link, batch)
+    of_receiver = here.recv()
+    took_s = time.perf_counter() - began_s
+    of_processes = (of_receiver, broker.cpu_s() - of_broker, time.process_time() - of_sender)
+    _ = client.disconnect() if is_bare else link.close()
+    child.join(10)
+    return took_s, of_processes
 
 
 def bench_buffers(_folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ its callbacks only put events into a bounded queue, so that a slow reader never 
 from __future__ import annotations
 
 import logging
+import queue
 import secrets
 import socket
 import ssl
@@ -258,12 +259,13 @@ class MqttLink:
         self._max_queued_bytes = max_queued_bytes
         self._max_backoff_s = max_backoff_s
         self._tls = tls_context(address) if address.tls else None
-        self._events: deque[LinkEvent] = deque()
-        self._queued_bytes = 0
+        self._events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        # Two counts of one writer each, the network thread and whoever polls: what lies between them is queued.
+        self._put_bytes = 0
+        self._polled_bytes = 0
         self._n_dropped = 0
         self._diverted: tuple[str, ...] = ()
         self._take_diverted: Callable[[str, bytes], None] | None = None
-        self._something_happened = threading.Condition()
         self._connection: _Connection | None = None
         self._closing = threading.Event()
         self._supervisor = threading.Thread(
@@ -318,11 +320,13 @@ class MqttLink:
 
     def poll(self, timeout_s: float) -> list[LinkEvent]:
         """See ``Link.poll``."""
-        with self._something_happened:
-            self._something_happened.wait_for(lambda: self._events, timeout_s)
-            events = list(self._events)
-            self._events.clear()
-            self._queued_bytes = 0
+        try:
+            events = [self._events.get(timeout=max(0.0, timeout_s))]
+        except queue.Empty:
+            return []
+        while not self._events.empty():  # nobody else takes from it
+            events.append(self._events.get())
+        self._polled_bytes += sum(_n_bytes(event) for event in events)
         return events
 
     def close(self, timeout_s: float = 2.0) -> None:
@@ -377,15 +381,12 @@ class MqttLink:
         ):
             take(event.topic, event.payload)
             return
-        with self._something_happened:
-            if isinstance(event, Received):
-                n_bytes = len(event.topic) + len(event.payload)
-                if self._queued_bytes + n_bytes > self._max_queued_bytes:
-                    self._n_dropped += 1
-                    return
-                self._queued_bytes += n_bytes
-            self._events.append(event)
-            self._something_happened.notify_all()
+        n_bytes = _n_bytes(event)
+        if n_bytes and self._put_bytes - self._polled_bytes + n_bytes > self._max_queued_bytes:
+            self._n_dropped += 1
+            return
+        self._put_bytes += n_bytes
+        self._events.put(event)
 
     def _count_dropped(self) -> None:
         self._n_dropped += 1
@@ -398,6 +399,10 @@ class MqttLink:
         bound_s = min(self._max_backoff_s, FIRST_BACKOFF_S * 2.0 ** min(n_failures, 32))
         # From the system: boards that boot from copies of one image must not draw alike.
         return secrets.SystemRandom().uniform(0.0, bound_s)
+
+
+def _n_bytes(event: LinkEvent) -> int:
+    return len(event.topic) + len(event.payload) if isinstance(event, Received) else 0
 
 
 def _send_at_once(_client: paho.Client, _data: object, sock: paho.SocketLike) -> None:
