@@ -324,8 +324,9 @@ def check_client(client_id: str, max_packet_bytes: int) -> None:
 def identity_conflict(client_id: str, n_evictions: int) -> IdentityConflictError:
     """Name the cause when a client id is taken over again and again."""
     return IdentityConflictError(
-        f"Client id {client_id!r} was let in and cut off {n_evictions} times in a row: another process uses it too.",
-        hint="Stop the other process, or give this one an id of its own.",
+        f"Client id {client_id!r} was let in and cut off {n_evictions} times in a row: another process uses it too, "
+        "or the broker restarts again and again.",
+        hint="Stop the other process, or give this one an id of its own; the broker's log tells which it is.",
         client_id=client_id,
         n_evictions=n_evictions,
     )

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+MAX_BACKOFF_ACCEPTED_S = 10.0
+"""After a connection that the broker took: it is up, and one that was restarted ten times is no worse than one."""
 CONNECT_TIMEOUT_S = 10.0
 SHORT_LIVED_S = 5.0
 EVICTIONS_TO_CONFLICT = 4
@@ -368,7 +370,9 @@ class MqttLink:
             # A connection cut off at once is a failure too, or two processes of one id would duel at full speed.
             n_failures = n_failures + 1 if was_short else 0
             self._put(Disconnected(error))
-            pause_s = self._draw_backoff_s(n_failures)
+            bound_s = backoff_bound_s(n_failures, self._max_backoff_s, was_accepted=connection.is_accepted)
+            # From the system: boards that boot from copies of one image must not draw alike.
+            pause_s = secrets.SystemRandom().uniform(0.0, bound_s)
             log.debug("%r: %s Trying again in %.1f s.", self._client_id, error.message, pause_s)
             self._closing.wait(pause_s)
 
@@ -391,14 +395,18 @@ class MqttLink:
     def _count_dropped(self) -> None:
         self._n_dropped += 1
 
-    def _draw_backoff_s(self, n_failures: int) -> float:
-        """Draw the pause before the next attempt: "full jitter", so that a fleet does not come back in one wave.
 
-        Source: M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
-        """
-        bound_s = min(self._max_backoff_s, FIRST_BACKOFF_S * 2.0 ** min(n_failures, 32))
-        # From the system: boards that boot from copies of one image must not draw alike.
-        return secrets.SystemRandom().uniform(0.0, bound_s)
+def backoff_bound_s(n_failures: int, most_s: float, *, was_accepted: bool) -> float:
+    """Seconds from 0 to which the pause before the next attempt is drawn: "full jitter", so that no fleet comes back in one wave.
+
+    Args:
+        n_failures: attempts that led to nothing, in a row.
+        most_s: the bound's own.
+        was_accepted: whether the broker took the last one.
+    Source: M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
+    """
+    most_s = min(most_s, MAX_BACKOFF_ACCEPTED_S) if was_accepted else most_s
+    return min(most_s, FIRST_BACKOFF_S * 2.0 ** min(n_failures, 32))
 
 
 def _n_bytes(event: LinkEvent) -> int:
