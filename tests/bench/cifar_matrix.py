@@ -24,43 +24,77 @@ from toolkit.nn.datasets import load_source
 
 PARTITIONS = ("iid", "dirichlet:0.5")
 OF_TABLE = tuple(name for name in TRAINED if not name.startswith("SplitFed"))
+FLEET = ("--devices", "12", "--cuts", "layer1,layer2,layer3")
 SYNC = ("run.client_sync=prefix",)
 RATES = ("run.lr=0.2", "run.server_lr_factor=0.25")
-EXTENDED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "Sequential, prefixes every 5 steps": ("prefixes", SYNC, TRAINED["Sequential"]),
-    "Sequential, prefixes every 5 steps, rate 0.2 on devices": (
-        "prefixes-rate4",
-        (*SYNC, *RATES),
-        TRAINED["Sequential"],
-    ),
-    "Sequential, prefixes every 5 steps, momentum averaged, the server teaches (1.0)": (
-        "best",
-        (*SYNC, "run.sync_momentum=average", "run.server_logits=1.0"),
-        TRAINED["Sequential"],
-    ),
-    "the same with rate 0.2 on devices: the preset best": (
-        "best-rate4",
-        (*SYNC, *RATES, "run.sync_momentum=average", "run.server_logits=1.0"),
-        TRAINED["Sequential"],
-    ),
-    "Consolidated, prefixes every 5 steps, rate 0.2 on devices": (
-        "consolidated-rate4",
-        (*SYNC, *RATES),
-        TRAINED["Consolidated (ours)"],
-    ),
-    "Averaging and prefixes every 5 steps": ("averaging-prefixes", SYNC, TRAINED["Averaging"]),
-    "Consolidated, prefixes every 5 steps": ("consolidated-prefixes", SYNC, TRAINED["Consolidated (ours)"]),
-    "Sequential, prefixes every 5 steps, weights float16, activations int8": (
-        "prefixes-int8",
-        (*SYNC, "run.sync_codec=float16", "run.codec=int8"),
-        TRAINED["Sequential"],
-    ),
-    "FedAvg every 5 steps": ("fedavg-5", (), TRAINED["FedAvg, every round"]),
-}
-"""Name of a row to that of its files, settings and flags; a round is STEPS steps a device, and there are as many steps
-in all as the other rows make."""
+TEACHING = ("run.sync_momentum=average", "run.server_logits=1.0")
+SMALL = ("run.batch_size=8", "run.lr=0.1", "run.server_lr_factor=0.25")
+"""Batches of a quarter of the size: four times as many steps of the devices and the server alike."""
 STEPS = 5
-FLEET = (*("--devices", "12", "--cuts", "layer1,layer2,layer3", "--model", "resnet18", "--held-out", "0.1"),)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row that is none of TRAINED.
+
+    Attributes:
+        of_files: in the names of its files.
+        settings: of the run.
+        flags: what trains it.
+        rounds: of STEPS steps a device, over those that a size has at its batch size; 0 for one of whole passes.
+        fleet: devices and cuts.
+        partitions: that it is run on.
+    """
+
+    of_files: str
+    settings: tuple[str, ...]
+    flags: tuple[str, ...]
+    rounds: int = 1
+    fleet: tuple[str, ...] = FLEET
+    partitions: tuple[str, ...] = PARTITIONS
+
+
+def _alone(cut: str) -> Variant:
+    """One device with all the data: the method without a fleet."""
+    return Variant(
+        f"alone-{cut}", (), TRAINED["Sequential"], 0, ("--devices", "1", "--cuts", cut), partitions=("iid",)
+    )
+
+
+EXTENDED = {
+    "Sequential, prefixes every 5 steps": Variant("prefixes", SYNC, TRAINED["Sequential"]),
+    "Sequential, prefixes every 5 steps, rate 0.2 on devices": Variant(
+        "prefixes-rate4", (*SYNC, *RATES), TRAINED["Sequential"]
+    ),
+    "the same with momentum averaged, the server teaching (1.0): the preset `best`": Variant(
+        "best-rate4", (*SYNC, *RATES, *TEACHING), TRAINED["Sequential"]
+    ),
+    "Consolidated, prefixes every 5 steps, rate 0.2 on devices": Variant(
+        "consolidated-rate4", (*SYNC, *RATES), TRAINED["Consolidated (ours)"]
+    ),
+    "Averaging and prefixes every 5 steps": Variant("averaging-prefixes", SYNC, TRAINED["Averaging"]),
+    "Sequential, prefixes every 5 steps, activations int8": Variant(
+        "prefixes-int8-up", (*SYNC, "run.codec=int8"), TRAINED["Sequential"]
+    ),
+    "Sequential, prefixes every 5 steps, weights float16, activations int8": Variant(
+        "prefixes-int8", (*SYNC, "run.sync_codec=float16", "run.codec=int8"), TRAINED["Sequential"]
+    ),
+    "Sequential, prefixes every 5 steps of batch 8, rate 0.1 on devices": Variant(
+        "batch8", (*SYNC, *SMALL), TRAINED["Sequential"], 4
+    ),
+    "Consolidated, prefixes every 5 steps of batch 8, rate 0.1 on devices": Variant(
+        "consolidated-batch8", (*SYNC, *SMALL), TRAINED["Consolidated (ours)"], 4
+    ),
+    "FedAvg every 5 steps": Variant("fedavg-5", (), TRAINED["FedAvg, every round"]),
+    **{
+        f"one device with all the data, cut after {cut}": _alone(cut)
+        for cut in ("layer1", "layer2", "layer3")
+    },
+    "SplitFed every 5 steps, gradients returned, shared server": Variant(
+        "splitfed-5", (), TRAINED["SplitFed, gradients returned, shared server"]
+    ),
+}
+"""By name of a row. Where a round is STEPS steps a device, there are as many steps in all as the other rows make."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +156,8 @@ def main() -> None:
         prepare(options.root, folder, size)
     of_partition: dict[str, list[Row]] = {}
     for seed, partition, name in product(range(options.seeds), PARTITIONS, (*OF_TABLE, *EXTENDED)):
+        if name in EXTENDED and partition not in EXTENDED[name].partitions:
+            continue
         row = make_row(name, partition, seed, folder, size)
         of_partition.setdefault(partition, []).append(row)
         if not options.table and options.only in name:
@@ -133,11 +169,14 @@ def main() -> None:
 
 def make_row(name: str, partition: str, seed: int, folder: Path, size: Size) -> Row:
     """Say what ``hsee simulate`` is given for a row."""
-    settings, rounds = size.settings, size.rounds
+    settings, rounds, fleet = size.settings, size.rounds, FLEET
     if name in EXTENDED:
-        of_files, own, flags = EXTENDED[name]
-        rounds = size.short_rounds
-        settings = (*settings, f"run.round_steps={STEPS}", f"run.eval_every={rounds}", *own)
+        variant = EXTENDED[name]
+        of_files, flags, fleet = variant.of_files, variant.flags, variant.fleet
+        if variant.rounds:
+            rounds = variant.rounds * size.short_rounds
+            settings = (*settings, f"run.round_steps={STEPS}", f"run.eval_every={rounds}")
+        settings = (*settings, *variant.settings)
     else:
         flags = TRAINED[name]
         of_files = flags[1]
@@ -145,7 +184,8 @@ def make_row(name: str, partition: str, seed: int, folder: Path, size: Size) -> 
         name,
         f"{seed}-{partition.replace(':', '')}-{of_files}",
         (
-            *("--data", f"npz:{folder / 'train.npz'}", "--test", f"npz:{folder / 'test.npz'}", *FLEET),
+            *("--data", f"npz:{folder / 'train.npz'}", "--test", f"npz:{folder / 'test.npz'}", *fleet),
+            *("--model", "resnet18", "--held-out", "0.1"),
             *("--partition", partition, "--seed", str(seed), "--rounds", str(rounds)),
             *(word for setting in settings for word in ("--set", setting)),
             *(*size.flags, *flags),

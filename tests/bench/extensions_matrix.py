@@ -4,7 +4,7 @@
     python tests/bench/extensions_matrix.py FOLDER --har har.npz     # UCI HAR beside the digits (prepare_ucihar.py)
     python tests/bench/extensions_matrix.py FOLDER --table           # only prints the tables of what is there
 
-Every row trains the same number of steps a device; a round is ``steps`` of them. Runs are ordered by seed: whatever is
+Every row trains on as many samples a device; a round is ``steps`` batches of them. Runs are ordered by seed: whatever is
 finished is a table. Killed and started again, it goes on; several may share a FOLDER.
 """
 
@@ -22,6 +22,8 @@ PARTITIONS = ("dirichlet:0.5", "iid")
 N_STEPS = {"digits": 90, "har": 60}
 SYNC = ("run.client_sync=prefix",)
 RATES = ("run.lr=0.2", "run.server_lr_factor=0.25")
+SMALL = ("run.batch_size=8", "run.lr=0.1", "run.server_lr_factor=0.25")
+"""Batches of a quarter of the size: four times as many steps."""
 AVERAGING = ("--strategy", "averaging")
 CONSOLIDATED = ("--strategy", "consolidated")
 Variant = tuple[int, tuple[str, ...], tuple[str, ...]]
@@ -77,21 +79,33 @@ ROWS: dict[str, Variant] = {
         (*SYNC, *RATES),
         (),
     ),
-    "these rates, momentum averaged, the server teaches (1.0): the preset best": (
+    "these rates, momentum averaged, the server teaches (1.0): the preset `best`": (
         5,
         ("run.preset=best",),
         (),
     ),
+    "Averaging and prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server": (
+        5,
+        (*SYNC, *RATES),
+        AVERAGING,
+    ),
+    "prefixes every 5 steps of batch 8, rate 0.1 on devices and 0.025 at the server": (
+        5,
+        (*SYNC, *SMALL),
+        (),
+    ),
 }
+"""Steps a round, settings and flags. A row's place is in the names of its files: new ones stand at the end."""
 OF_HAR = (
     "Sequential",
     "Sequential, prefixes every 5 steps",
     "prefixes every 5 steps, momentum averaged, the server teaches (1.0)",
     "prefixes every 5 steps, rate 0.2 on devices and 0.05 at the server",
-    "these rates, momentum averaged, the server teaches (1.0): the preset best",
+    "these rates, momentum averaged, the server teaches (1.0): the preset `best`",
     "Averaging every 5 steps, momentum averaged",
     "Consolidated",
     "Consolidated, prefixes every 5 steps",
+    "prefixes every 5 steps of batch 8, rate 0.1 on devices and 0.025 at the server",
 )
 
 
@@ -122,7 +136,7 @@ def main() -> None:
 
 def _row(name: str, fleet: tuple[str, ...], seed: int, where: str) -> Row:
     steps, settings, flags = ROWS[name]
-    rounds = N_STEPS[where.partition("-")[0]] // steps
+    rounds = N_STEPS[where.partition("-")[0]] // steps * (4 if SMALL[0] in settings else 1)
     every = (f"run.round_steps={steps}", f"run.eval_every={max(1, rounds // 3)}", *settings)
     words = (word for setting in every for word in ("--set", setting))
     file_name = f"{seed}-{where.replace(':', '')}-{list(ROWS).index(name):02d}"
