@@ -4,7 +4,6 @@ import json
 import logging
 from datetime import UTC, datetime
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -21,7 +20,7 @@ from toolkit.export.onnx import export_held
 from toolkit.export.parity import check_parity
 from toolkit.export.pieces import ExportOptions
 from toolkit.nn.cut import take_suffix
-from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord
+from toolkit.nn.segment_record import HELD_OUT_FILE, RECORD_FILE, WEIGHTS_FILE, SegmentRecord, encode_record
 from toolkit.nn.server_exits import build_server_exits, take_suffix_with
 from toolkit.nn.steps import build_device_model, device_step
 from toolkit.nn.weights import save_tensors
@@ -79,7 +78,7 @@ def held_folder(folder, *, model, cut, exit_head="pooled", n_held=300, all_exits
         n_eval=n_held,
         software={"torch": str(torch.__version__)},
     )
-    (folder / RECORD_FILE).write_bytes(msgspec.json.encode(record))
+    (folder / RECORD_FILE).write_bytes(encode_record(record))
     x, y = patterns(n_held, shape, 2)
     np.savez(folder / HELD_OUT_FILE, x=x, y=y)
     device.segment.eval()

@@ -25,7 +25,7 @@ class SegmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Where a held segment comes from and how good it was there; ``shallow_accuracy`` by stage, of exits before the cut.
 
     Attributes:
-        sha256: see :func:`toolkit.sealed.digest_of`; empty in a record that names none.
+        sha256: see :func:`toolkit.sealed.digest_of`; a file always has it.
     """
 
     schema: int = 1
@@ -65,6 +65,6 @@ def read_record(folder: Path) -> SegmentRecord:
         raise CheckpointError(
             f"{path} has schema {record.schema}; this version reads schema 1.", path=str(path)
         )
-    if record.sha256 and record.sha256 != digest_of(record):
+    if record.sha256 != digest_of(record):
         raise DamagedError(f"{path} is damaged: it does not have its digest.", path=str(path))
     return record
