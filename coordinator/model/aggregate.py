@@ -33,9 +33,18 @@ class CrossLayerMean:
         self._weights: dict[str, int] = {}
         self._dtypes: dict[str, torch.dtype] = {}
 
-    def add(self, tensors: Mapping[str, torch.Tensor], weight: int) -> None:
-        """Add one copy with a positive integer weight; its tensors may change afterwards."""
-        for name, tensor in tensors.items():
+    def add(self, tensors: Mapping[str, torch.Tensor], weight: int, *, without: tuple[str, ...] = ()) -> None:
+        """Add one copy, tensor by tensor.
+
+        Args:
+            tensors: of the copy; they may change afterwards.
+            weight: from 1.
+            without: what the names of tensors begin with that are left out.
+        """
+        for name in tensors:
+            if name.startswith(without):
+                continue
+            tensor = tensors[name]
             mean = tensors.get(name.removesuffix(_VAR) + _MEAN) if self._is_pooled(name) else None
             if name in self._sums:
                 self._add(name, tensor, weight, mean)

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toolkit.errors import CheckpointError, writing
+from coordinator.model.scratch import ScratchFile
 from toolkit.nn.sgd import Sgd
-from toolkit.nn.weights import MOMENTUM, UNSAVED, load_training_state, training_state
+from toolkit.nn.weights import load_training_state, training_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class CopyShelf:
         self._folder = folder
         self._free: list[Place] = []
         self._here: OrderedDict[str, tuple[Copy, Place]] = OrderedDict()
-        self._parked: set[str] = set()
+        self._parked: dict[str, ScratchFile] = {}
 
     @property
     def resident(self) -> frozenset[str]:
@@ -88,14 +86,8 @@ class CopyShelf:
         if held is None:
             place = self._free_place()
             copy = Copy(place.suffixes[self._cuts[device]], place.optimizer)
-            state = _read(self._file(device)) if device in self._parked else self._begin(device)
-            own = copy.suffix.state_dict().keys()
-            load_training_state(
-                copy.suffix,
-                copy.optimizer,
-                {n: t for n, t in state.items() if n in own or n.startswith((MOMENTUM, UNSAVED))},
-            )
-            self._parked.discard(device)
+            state = self._parked.pop(device, None) or self._begin(device)
+            load_training_state(copy.suffix, copy.optimizer, state, of_more=True)
             held = copy, place
         self._here[device] = held
         return held[0]
@@ -104,12 +96,11 @@ class CopyShelf:
         """Every copy's state, ascending by device id; those on disk are read one at a time."""
         for device in sorted(self._parked | self._here.keys()):
             held = self._here.get(device)
-            yield device, _read(self._file(device)) if held is None else held[0].state()
+            yield device, self._parked[device] if held is None else held[0].state()
 
     def put(self, device: str, state: Mapping[str, torch.Tensor]) -> None:
         """Go on with a copy as a commit within the period kept it."""
-        _write(self._file(device), state)
-        self._parked.add(device)
+        self._parked[device] = ScratchFile(self._file(device), state)
 
     def clear(self) -> None:
         """End the period: no copy is left, but the places are."""
@@ -123,12 +114,11 @@ class CopyShelf:
         if self.n_free:
             return self._build()
         device, (copy, place) = self._here.popitem(last=False)
-        _write(self._file(device), copy.state())
-        self._parked.add(device)
+        self.put(device, copy.state())
         return place
 
     def _file(self, device: str) -> Path:
-        return self._folder / f"copy-{device}.safetensors"
+        return self._folder / f"copy-{device}"
 
 
 class TensorShelf:
@@ -142,48 +132,21 @@ class TensorShelf:
     def __init__(self, folder: Path, kind: str) -> None:
         self._folder = folder
         self._kind = kind
-        self._devices: set[str] = set()
+        self._held: dict[str, ScratchFile] = {}
 
     def put(self, device: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Keep a device's tensors, for those before."""
-        _write(self._file(device), tensors)
-        self._devices.add(device)
+        self._held[device] = ScratchFile(self._folder / f"{self._kind}-{device}", tensors)
 
     def get(self, device: str) -> Mapping[str, torch.Tensor]:
         """A device's tensors; empty where it has none here."""
-        return _read(self._file(device)) if device in self._devices else {}
+        return self._held.get(device, {})
 
     @property
     def devices(self) -> frozenset[str]:
         """Those that have some here."""
-        return frozenset(self._devices)
+        return frozenset(self._held)
 
     def clear(self) -> None:
         """Forget all."""
-        self._devices.clear()
-
-    def _file(self, device: str) -> Path:
-        return self._folder / f"{self._kind}-{device}.safetensors"
-
-
-def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a scratch file, for one that may still be mapped.
-
-    Raises: MachineError: the disk refuses it.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".new")
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, beside)
-        beside.replace(path)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Map a scratch file: its tensors take no room in the heap.
-
-    Raises: CheckpointError: it is gone or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as exc:
-        raise CheckpointError(f"{path} can't be read: {exc}.", path=str(path)) from exc
+        self._held.clear()

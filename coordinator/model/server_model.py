@@ -183,9 +183,9 @@ class ServerModel:
         left_out = (UNSAVED,) if self._rules.momentum == "average" else (UNSAVED, MOMENTUM)
         for device, state in self._shelf.states():
             if self._rules.momentum == "keep":
-                self._kept.put(device, {n: t for n, t in state.items() if n.startswith(MOMENTUM)})
+                self._kept.put(device, {n: state[n] for n in state if n.startswith(MOMENTUM)})
             if device in weights:
-                mean.add({n: t for n, t in state.items() if not n.startswith(left_out)}, weights[device])
+                mean.add(state, weights[device], without=left_out)
         self._shelf.clear()
         made = training_state(self._theta, self._optimizer) | mean.result()
         load_training_state(self._theta, self._optimizer, made)

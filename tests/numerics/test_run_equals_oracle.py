@@ -230,16 +230,16 @@ def test_an_oracle_with_other_momentum_is_not_equal(with_absence):
 class Skipping(CrossLayerMean):
     """Forgets the copies that begin behind layer1."""
 
-    def add(self, tensors, weight):
+    def add(self, tensors, weight, **how):
         if "layer1.0.conv1.weight" in tensors:
-            super().add(tensors, weight)
+            super().add(tensors, weight, **how)
 
 
 class Heavier(CrossLayerMean):
     """Gives the copies that begin at layer1 a weight too much."""
 
-    def add(self, tensors, weight):
-        super().add(tensors, weight + ("layer1.0.conv1.weight" in tensors))
+    def add(self, tensors, weight, **how):
+        super().add(tensors, weight + ("layer1.0.conv1.weight" in tensors), **how)
 
 
 class Greatest(CrossLayerMean):
@@ -248,8 +248,8 @@ class Greatest(CrossLayerMean):
     def result(self):
         return {name: self.greatest[name] for name in super().result()}
 
-    def add(self, tensors, weight):
-        super().add(tensors, weight)
+    def add(self, tensors, weight, **how):
+        super().add(tensors, weight, **how)
         held = getattr(self, "greatest", {})
         now = {name: torch.maximum(held.get(name, t), t).clone() for name, t in tensors.items()}
         self.greatest = held | now

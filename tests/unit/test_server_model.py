@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from coordinator.model.scratch import ScratchFile
 from coordinator.model.server_model import ServerModel
 from coordinator.store.checkpoints import Checkpoints
 from coordinator.strategy.averaging import Averaging
 from coordinator.strategy.base import PooledBatch, SubBatch
 from coordinator.strategy.consolidated import Consolidated
 from tests.unit.test_checkpoints import state as state_of
-from toolkit.errors import CheckpointError, TrainingError
+from toolkit.errors import CheckpointError, MachineError, TrainingError
 from toolkit.nn.cut import take_suffix
+from toolkit.nn.weights import bytes_of
 from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
 from toolkit.wire.payloads import Batch
@@ -167,20 +169,42 @@ def test_places_for_copies_are_built_once_and_taken_in_turn(tmp_path):
     assert len(built) == 2
 
 
-def test_a_copy_that_was_read_from_disk_stays_as_it_was_when_its_file_is_written_again(tmp_path):
-    shelf = make_model(tmp_path, Averaging())._shelf
-    first = {"w": torch.arange(6.0)}
-    shelf.put("a", first)
-    ((_, held),) = shelf.states()
-    shelf.put("a", {"w": torch.zeros(1000)})
-    assert_equal(held, first)
+def test_tensors_that_wait_on_disk_are_read_one_at_a_time_and_as_they_were(tmp_path):
+    tensors = {
+        "turned": torch.randn(3, 4).T,
+        "count": torch.tensor(7),
+        "odd": torch.tensor([-0.0, 1e-45]),
+        "empty": torch.zeros(0, 3),
+        "flag": torch.tensor([True, False]),
+        "half": torch.randn(3).to(torch.bfloat16),
+    }
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    file = ScratchFile(tmp_path / "new" / "file", tensors)
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert list(file) == list(tensors)
+    assert len(file) == 6
+    for name, tensor in file.items():
+        assert tensor.dtype == before[name].dtype
+        assert bytes(bytes_of(tensor)) == bytes(bytes_of(before[name].contiguous()))
+    (tmp_path / "new" / "file").write_bytes((tmp_path / "new" / "file").read_bytes()[:-1])
+    assert torch.equal(file["count"], torch.tensor(7))
+    with pytest.raises(CheckpointError, match="is cut short"):
+        file["half"]
+
+
+def test_a_disk_that_takes_no_copy_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="copy-a can't be written: Not a directory"):
+        ScratchFile(tmp_path / "file" / "scratch" / "copy-a", {"w": torch.zeros(2)})
 
 
 def test_a_copy_on_disk_that_is_gone_is_told(tmp_path):
-    shelf = make_model(tmp_path, Averaging())._shelf
-    shelf.put("a", {"w": torch.zeros(2)})
-    (tmp_path / "scratch/copy-a.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"copy-a\.safetensors can't be read"):
+    model = make_model(tmp_path, Averaging())
+    shelf = model._shelf
+    shelf.put("a", model.state())
+    (tmp_path / "scratch/copy-a").unlink()
+    with pytest.raises(CheckpointError, match=r"copy-a can't be read"):
         shelf.take("a")
 
 

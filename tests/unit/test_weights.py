@@ -80,15 +80,34 @@ def test_what_is_loaded_is_a_copy():
     assert_same(state, before)
 
 
-def test_weights_of_another_network_are_refused():
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (nn.Sequential(nn.Linear(3, 4)), "7 tensors are in only one of the two, 1.bias among them"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2), nn.Linear(2, 2)),
+            "2 tensors are in only one of the two, 3.bias among them",
+        ),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)),
+            r"2\.weight has shape \[2, 4\] .* \[5, 4\]",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_refused(other, said):
     module, optimizer = trained(0)
-    other = nn.Linear(3, 4)
-    with pytest.raises(CheckpointError, match="another network"):
-        load_training_state(
-            other,
-            Sgd(other.parameters(), lr=1, momentum=0, weight_decay=0),
-            training_state(module, optimizer),
-        )
+    its_optimizer = Sgd(other.parameters(), lr=1, momentum=0, weight_decay=0)
+    with pytest.raises(CheckpointError, match=f"of another network: .*{said}"):
+        load_training_state(other, its_optimizer, training_state(module, optimizer))
+
+
+def test_layers_of_more_than_the_module_are_passed_over_where_that_is_meant():
+    module, optimizer = trained(0)
+    part, its_optimizer = trained(1)
+    part = nn.Sequential(*list(part)[:2])
+    state = training_state(module, optimizer)
+    load_training_state(part, its_optimizer, state, of_more=True)
+    assert_same(part.state_dict(), {n: t for n, t in module.state_dict().items() if not n.startswith("2.")})
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def content_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
     Raises: CheckpointError: a tensor of a type that the format does not have.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    raw = {name: _bytes_of(tensor) for name, tensor in plain.items()}
+    raw = {name: bytes_of(tensor) for name, tensor in plain.items()}
     header: dict[str, object] = {"__metadata__": {_DIGEST: _digest(plain, raw)}}
     order = sorted(plain, key=lambda name: (-plain[name].element_size(), name))  # so that all stand aligned
     at = 0
@@ -104,7 +104,7 @@ def tensors_of(content: bytes, *, where: Path) -> dict[str, torch.Tensor]:
     except SafetensorError as exc:
         raise DamagedError(f"{where} is damaged: {exc}.", path=str(where)) from exc
     named = msgspec.json.decode(content[8 : 8 + n_header], type=_Header).metadata
-    raw = {name: _bytes_of(tensor) for name, tensor in tensors.items()}
+    raw = {name: bytes_of(tensor) for name, tensor in tensors.items()}
     if _DIGEST in named and named[_DIGEST] != _digest(tensors, raw):
         raise DamagedError(f"{where} is damaged: it is not what its digest names.", path=str(where))
     return tensors
@@ -118,8 +118,8 @@ def _digest(tensors: Mapping[str, torch.Tensor], raw: Mapping[str, memoryview]) 
     return digest.hexdigest()
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, shared."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -139,33 +139,50 @@ def training_state(module: nn.Module, optimizer: Sgd) -> dict[str, torch.Tensor]
     return state
 
 
-def load_training_state(module: nn.Module, optimizer: Sgd, state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what :func:`training_state` took.
+def load_training_state(
+    module: nn.Module, optimizer: Sgd, state: Mapping[str, torch.Tensor], *, of_more: bool = False
+) -> None:
+    """Put back what :func:`training_state` took, one tensor at a time.
 
     Parameters without saved momentum start it anew; unsaved buffers that the state does not name stay as they are.
 
+    Args:
+        module: changed in place.
+        optimizer: over its parameters.
+        state: that of the module.
+        of_more: whether it may name layers too that the module does not hold.
     Raises: CheckpointError: the state is of another network.
     """
-    weights = {name: tensor for name, tensor in state.items() if not name.startswith((MOMENTUM, UNSAVED))}
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as exc:
-        raise CheckpointError(f"The saved weights are of another network: {exc}") from exc
+    own = module.state_dict()
+    saved = {name for name in state if not name.startswith((MOMENTUM, UNSAVED))}
+    if odd := sorted(own.keys() - saved if of_more else own.keys() ^ saved):
+        raise CheckpointError(
+            f"The saved weights are of another network: {len(odd)} tensors are in only one of the two, "
+            f"{odd[0]} among them."
+        )
+    for name, held in own.items():
+        value = state[name]
+        if value.shape != held.shape:
+            raise CheckpointError(
+                f"The saved weights are of another network: {name} has shape {list(value.shape)} there, "
+                f"{list(held.shape)} here."
+            )
+        held.copy_(value)
     for name, buffer in list(_unsaved_buffers(module)):
-        held = state.get(UNSAVED + name)
-        if held is not None:
+        kept = state.get(UNSAVED + name)
+        if kept is not None:
             owner, _, leaf = name.rpartition(".")
-            value = torch.view_as_complex(held.contiguous()) if buffer.is_complex() else held
+            value = torch.view_as_complex(kept.contiguous()) if buffer.is_complex() else kept
             # Set, not copied into: a buffer that is made anew at a pass may have another shape by now.
             setattr(module.get_submodule(owner), leaf, value.detach().clone().to(buffer.device))
     for name, parameter in module.named_parameters():
-        of_parameter, momentum = optimizer.momentum_buffers.get(parameter), state.get(MOMENTUM + name)
-        if momentum is None:
+        velocity, kept = optimizer.momentum_buffers.get(parameter), state.get(MOMENTUM + name)
+        if kept is None:
             optimizer.momentum_buffers.pop(parameter, None)
-        elif of_parameter is None:
-            optimizer.momentum_buffers[parameter] = momentum.detach().clone().to(parameter.device)
+        elif velocity is None:
+            optimizer.momentum_buffers[parameter] = kept.detach().clone().to(parameter.device)
         else:
-            of_parameter.copy_(momentum)
+            velocity.copy_(kept)
 
 
 def _unsaved_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
