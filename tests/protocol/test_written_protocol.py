@@ -21,6 +21,7 @@ from toolkit.wire.messages import (
     WantMessage,
 )
 from toolkit.wire.topics import Topics
+from toolkit.wire.words import BridgeWord, DeviceWord
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "toolkit/wire/PROTOCOL.md").read_text()
@@ -90,6 +91,16 @@ def test_every_limit_stands_in_the_table():
     assert written == held
 
 
+@pytest.mark.parametrize(("word", "kind"), [("bridge", BridgeWord), ("device", DeviceWord)])
+def test_every_key_of_a_word_stands_in_the_table(word, kind):
+    (text,) = re.findall(rf"^\| {word} (\|.*\n(?:\| \|.*\n)*)", TEXT, flags=re.MULTILINE)
+    written = dict(re.findall(r"\| `(\w+)` \| ([^|]+) \|", text))
+    fields = msgspec.structs.fields(kind)
+    assert list(written) == [field.encode_name for field in fields]
+    optional = {field.encode_name for field in fields if not field.required}
+    assert {key for key, type_ in written.items() if type_.endswith("]")} == optional
+
+
 def test_every_topic_stands_in_the_table():
     topics = Topics("<fleet>")
     known = [
@@ -105,7 +116,6 @@ def test_every_topic_stands_in_the_table():
         topics.answer("<device>"),
         topics.offer("<device>"),
         topics.want("<device>"),
-        topics.check("<account>"),
         topics.join_request("<token>"),
         topics.join_answer("<token>"),
     ]
