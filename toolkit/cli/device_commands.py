@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from coordinator.watching.status import DeviceStatus
-from toolkit.cli.broker_commands import (
+from toolkit.cli.broker_control import (
     DEFAULT_FOLDER,
     DEFAULT_OPERATOR,
     Folder,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from toolkit.cli.broker_commands import DEFAULT_FOLDER, DEFAULT_OPERATOR, Folder, MovedBroker, Operator
+from toolkit.cli.broker_control import DEFAULT_FOLDER, DEFAULT_OPERATOR, Folder, MovedBroker, Operator
 from toolkit.cli.options import Json, Quiet
 from toolkit.cli.output import is_terminal
 from toolkit.cli.talking import hush_link
