@@ -1,5 +1,7 @@
 """A record that names its digest: no bit of its file flips unseen and changes what is read."""
 
+import hashlib
+
 import msgspec
 import pytest
 
@@ -34,6 +36,15 @@ def test_a_record_that_names_no_digest_is_damaged(tmp_path):
     (tmp_path / RECORD_FILE).write_bytes(msgspec.json.encode(RECORD))
     with pytest.raises(DamagedError, match="does not have its digest"):
         read_record(tmp_path)
+
+
+def test_a_record_of_a_version_with_other_fields_is_read(tmp_path):
+    """Its digest is of what it holds, known here or not."""
+    fields = msgspec.to_builtins(RECORD) | {"later": [1.5, "ü"], "sha256": ""}
+    fields = {key: value for key, value in fields.items() if key != "schema"}
+    fields["sha256"] = hashlib.sha256(msgspec.json.encode(fields)).hexdigest()
+    (tmp_path / RECORD_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(fields), indent=1))
+    assert read_record(tmp_path).round == RECORD.round
 
 
 @pytest.fixture

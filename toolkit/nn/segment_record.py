@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from toolkit.errors import CheckpointError, DamagedError
-from toolkit.sealed import digest_of
+from toolkit.sealed import digest_of, digest_of_content
 from toolkit.wire.job import Job
 
 RECORD_FILE = "segment.json"
@@ -52,7 +52,9 @@ def read_record(folder: Path) -> SegmentRecord:
     """
     path = folder / RECORD_FILE
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=SegmentRecord)
+        content = path.read_bytes()
+        record = msgspec.json.decode(content, type=SegmentRecord)
+        digest = digest_of_content(content)
     except FileNotFoundError as exc:
         raise CheckpointError(
             f"{folder} holds no trained segment: {RECORD_FILE} is missing.",
@@ -65,6 +67,6 @@ def read_record(folder: Path) -> SegmentRecord:
         raise CheckpointError(
             f"{path} has schema {record.schema}; this version reads schema 1.", path=str(path)
         )
-    if record.sha256 != digest_of(record):
+    if record.sha256 != digest:
         raise DamagedError(f"{path} is damaged: it does not have its digest.", path=str(path))
     return record
