@@ -126,7 +126,7 @@ class RoundCourse:
         self._folder.write_metrics(report, underway.state.cuts)
         self._commits.commit(underway, now)
         self._folder.record.rounds_closed = report.round
-        self._folder.record.rewound_to = None  # its entry is committed
+        self._folder.record.rewound_to = self._folder.record.rewound_from = None  # its entry is committed
         self._folder.save_record()
         underway.stop.take(report)
         failpoint("coordinator.closed_untold")

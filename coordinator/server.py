@@ -103,8 +103,9 @@ class Coordinator:
         self._generation, self._ledger = folder.open_checkpoint()
         self.term = folder.take_up()
         self._ledger.append(TermRaised(self.term))
-        if folder.record.rewound_to is not None:
-            self._ledger.append(Rewound(folder.record.rewound_to, self.term))
+        rewound_to = folder.unrecorded_rewind
+        if rewound_to is not None:
+            self._ledger.append(Rewound(rewound_to, self.term))
         self._make_parts(planner or ProfilePlanner(scratch=folder.path / SCRATCH))
         self._refusals = Seldom()
         self._underway: Underway | None = None

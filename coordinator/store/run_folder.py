@@ -10,12 +10,14 @@ devices/<id>/     what agents on this machine hold
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +40,7 @@ from coordinator.store.run_record import (
     whole_rows,
 )
 from toolkit.disk import SYSTEM_DISK, Disk, make_folder_durably, write_atomically
-from toolkit.errors import CheckpointError, RunError, writing
+from toolkit.errors import CheckpointError, MachineError, RunError, writing
 from toolkit.failpoints import failpoint
 from toolkit.wire.seats import MAX_SUPERSEDED
 
@@ -85,6 +87,7 @@ class RunFolder:
         try:
             self.record = self._read_record(run)
             self.checkpoints = Checkpoints(path / CHECKPOINTS, disk=disk)
+            self._finish_rewind()
         except BaseException:
             self._lock.close()
             raise
@@ -172,14 +175,39 @@ class RunFolder:
     def rewind(self) -> None:
         """Take the run back to the checkpoint before the newest, which is set aside; the next start writes that down.
 
+        That run.json, or its copy, says so is the one point from which on it counts: whoever opens the folder next
+        sets the newest aside, if this process can't.
+
         Raises: RunError, CheckpointError: as :meth:`two_newest`; nothing was changed.
+            MachineError: the disk refuses it. Where neither run.json nor its copy says so, nothing was changed.
         """
         before, newest = self.two_newest()
-        self.checkpoints.pass_over(newest)
-        self.record.rewound_to = before.round
+        was = msgspec.structs.replace(self.record)
+        self.record.rewound_to, self.record.rewound_from = before.round, newest.number
         self.record.rounds_closed = before.round
         self.record.status, self.record.detail = "stopped", f"Rewound to the end of round {before.round}."
-        self.save_record()
+        try:
+            self.save_record()
+        except MachineError as exc:
+            if self._read_record(was.run).rewound_from != newest.number:
+                self.record = was
+                raise
+            if exc.facts.get("errno") == errno.EIO:  # what is read back may not be on the disk
+                raise
+        with suppress(MachineError):  # it counts; what is left to do is done when the folder is opened next
+            self._finish_rewind()
+
+    @property
+    def unrecorded_rewind(self) -> int | None:
+        """The round that the run was taken back to, where no commit holds the ledger's entry of it."""
+        kept, number = self.checkpoints.kept(), self.record.rewound_from
+        is_committed = bool(kept) and number is not None and kept[-1].number > number
+        return None if is_committed else self.record.rewound_to
+
+    def _finish_rewind(self) -> None:
+        for generation in self.checkpoints.kept():
+            if generation.number == self.record.rewound_from:
+                self.checkpoints.pass_over(generation)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file that people read; ``name`` may hold one folder."""

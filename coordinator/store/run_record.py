@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from toolkit.errors import DamagedError
-from toolkit.sealed import digest_of
+from toolkit.sealed import digest_of, digest_of_content
 
 Status = Literal["waiting", "training", "finished", "failed", "stopped"]
 
@@ -48,6 +48,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
         nonces: of the process that speaks for each device, in hexadecimal.
         superseded: those of the processes before it, oldest first.
         rewound_to: the closed round that an operator took the run back to; none where that was taken note of.
+        rewound_from: the number of the checkpoint that was the newest before; it counts no more.
         config_sha256: of config.toml, as this run wrote it last.
         n_saved: counts the times that it was written.
         sha256: of its JSON without white space, in which this field is empty.
@@ -65,6 +66,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     ended: str = ""
     rounds_closed: int = 0
     rewound_to: int | None = None
+    rewound_from: int | None = None
     config_sha256: str = ""
     n_saved: int = 0
     sha256: str = ""
@@ -109,9 +111,10 @@ def newest_record(contents: Mapping[Path, bytes]) -> tuple[RunRecord, list[str]]
 def _record_of(content: bytes, *, where: Path) -> RunRecord:
     try:
         record = msgspec.json.decode(content, type=RunRecord)
+        digest = digest_of_content(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise DamagedError(f"{where} is damaged: {exc}.", path=str(where)) from exc
-    if record.sha256 != digest_of(record):
+    if record.sha256 != digest:
         raise DamagedError(f"{where} is damaged: it does not have its digest.", path=str(where))
     return record
 

@@ -1,7 +1,13 @@
 """The run folder: one coordinator at a time, numbers that never go back, files that people read."""
 
 import csv
+import errno
+import itertools
 import json
+import math
+import os
+from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -9,6 +15,7 @@ from coordinator.store.ledger import TermRaised, read_ledger
 from coordinator.store.round_report import DeviceReport, RoundReport
 from coordinator.store.run_folder import RunFolder
 from coordinator.store.run_record import METRICS, further_exits, read_metrics, read_record
+from tests.faults.sim.disk import VirtualDisk
 from tests.unit.test_checkpoints import state
 from toolkit.cli.entry import main
 from toolkit.errors import CheckpointError, DamagedError, MachineError, RunError
@@ -300,6 +307,63 @@ def test_nothing_is_rewound_to_a_damaged_checkpoint(committed):
         committed.rewind()
     assert committed.open_checkpoint()[0].round == 3
     assert committed.record.rewound_to is None
+
+
+class Stumbling(VirtualDisk):
+    """At its n-th change it refuses, or the power is cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_left = math.inf
+        self.error = errno.ENOSPC
+
+    def __getattribute__(self, name):
+        if name in ("write", "append", "rename", "remove", "sync", "sync_folder"):
+            self.n_left -= 1
+            if self.n_left == 0:
+                if self.error is None:
+                    raise KeyboardInterrupt
+                raise OSError(self.error, os.strerror(self.error), name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, None], ids=["full", "failed", "power cut"])
+def test_wherever_a_rewind_is_stopped_it_counts_whole_or_not_at_all(error):
+    """The ledger's entry of it may not be lost, with the disk full least of all."""
+    place, outcomes = Path("/disk/r1"), []
+    for n in itertools.count(1):
+        disk = Stumbling()
+        folder = RunFolder(place, "r1", disk=disk)
+        _, ledger = folder.open_checkpoint()
+        folder.take_up()
+        for round_ in (1, 2, 3):
+            commit(folder, ledger, round_)
+        disk.n_left, disk.error = n, error
+        told = "done"
+        try:
+            folder.rewind()
+        except MachineError:
+            told = "refused"
+        except KeyboardInterrupt:
+            told = "killed"
+        has_stumbled, disk.n_left = disk.n_left <= 0, math.inf
+        disk.kill() if error else disk.cut_power(Random(n))
+        again = RunFolder(place, "r1", disk=disk)
+        newest, counts = again.checkpoints.kept()[-1].round, again.unrecorded_rewind
+        assert (newest, counts) in ((3, None), (2, 2))
+        outcomes.append((told, counts is not None))
+        _, ledger = again.open_checkpoint()
+        if counts is not None:
+            commit(again, ledger, 3)
+            assert again.unrecorded_rewind is None
+        again.close()
+        if not has_stumbled:
+            break
+    assert ("done", False) not in outcomes
+    if error == errno.ENOSPC:
+        assert ("refused", True) not in outcomes
+    assert len({counts for _, counts in outcomes}) == 2
+    assert len(outcomes) > 8
 
 
 def test_the_command_asks_tells_and_rewinds(committed, path, capsys, monkeypatch):

@@ -126,10 +126,8 @@ class World(Cast):
         folder = RunFolder(FOLDER, RUN, disk=disk)
         try:
             folder.rewind()
-        except (RunError, CheckpointError):
-            return  # there are not two checkpoints, or the older one is damaged: nothing was changed
-        except MachineError:
-            pass  # the disk is full: the newest is aside already, and the operator was told
+        except (RunError, CheckpointError, MachineError):
+            return  # there are not two checkpoints, the older one is damaged, or the disk is full: nothing was changed
         finally:
             folder.close()
         self._n_rewound += 1
