@@ -86,7 +86,7 @@ def settings_of(folder: Path) -> Mapping[str, Mapping[str, object]]:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise RunError(f"{path} can't be read: {exc}.") from exc
 
 

@@ -111,6 +111,11 @@ def test_a_wrong_file_is_told_by_file_line_and_key(load, text, said):
     assert caught.value.facts["line"] == int(re.search(r"hsee\.toml:(\d+)", told)[1])
 
 
+def test_a_number_of_more_digits_than_python_reads_is_told(load):
+    with pytest.raises(ConfigError, match="no TOML"):
+        load(f"[run]\nrounds = {'9' * 5000}\n")
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -113,7 +113,7 @@ def _from_file(path: Path, kind: OriginKind) -> Iterator[_Given]:
             hint="Check its permissions; it must be text in UTF-8.",
             file=str(path),
         ) from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:
         found = re.search(r"line (\d+)", str(exc))
         line = int(found[1]) if found else None
         raise ConfigError(

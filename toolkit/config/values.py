@@ -39,7 +39,7 @@ def convert_value(key: str, value: object, origin: Origin) -> Any:
         if is_text:
             given = _from_text(str(given), field.type)
         converted = msgspec.convert(given, field.type, strict=not is_text)
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError) as exc:
+    except (msgspec.ValidationError, ValueError, RecursionError) as exc:
         raise _misfit(key, value, origin) from exc
     if isinstance(converted, float) and not math.isfinite(converted):
         raise _misfit(key, value, origin)
@@ -50,7 +50,7 @@ def read_scalar(text: str) -> Any:
     """Read a text as TOML would read a value; what is no TOML value is a text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

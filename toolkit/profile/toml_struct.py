@@ -32,6 +32,8 @@ _WORDS = {
     r"^Invalid enum value (.*)$": r"\1 is not one of those this version knows",
 }
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+# A key of more parts than anything here has: tomllib takes memory for the square of their number, a gigabyte for 32 KiB.
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){8}""")
 
 
 def parse_struct(text: str, type_: type[T], *, where: str, error: type[HseeError], hint: str = "") -> T:
@@ -45,9 +47,19 @@ def parse_struct(text: str, type_: type[T], *, where: str, error: type[HseeError
         hint: what to do about a value that can't be.
     Raises: HseeError: of class ``error``; facts: file, key.
     """
+    if deep := _DEEP_KEY.search(text):
+        line = text.count("\n", 0, deep.start()) + 1
+        raise error(
+            f"{where}, line {line}: a key of more parts than any that is known.",
+            hint=hint,
+            file=where,
+        )
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (
+        ValueError,
+        RecursionError,
+    ) as exc:  # a ValueError that is no TOMLDecodeError: a number of 4301 digits
         raise error(
             f"{where} is no valid TOML: {exc}.",
             hint=f"Correct that line. {hint}".rstrip(),
@@ -61,7 +73,7 @@ def parse_struct(text: str, type_: type[T], *, where: str, error: type[HseeError
             )
     try:
         return msgspec.convert(data, type_)
-    except msgspec.ValidationError as exc:
+    except ValueError as exc:  # a ValidationError, or a number of more digits than Python writes
         expected, _, path = str(exc).partition(" - at `$")
         key = path.removesuffix("`").removeprefix(".")
         place = f"key {key!r}" if key else "the top level"
@@ -167,6 +179,12 @@ def _defaults(type_: type[msgspec.Struct]) -> tuple[tuple[str, object], ...]:
     return tuple((f.name, f.default) for f in msgspec.structs.fields(type_))
 
 
+@cache
+def _types(type_: type[msgspec.Struct]) -> dict[str, Any]:
+    """Types of a struct's fields by name, likewise."""
+    return {f.name: f.type for f in msgspec.structs.fields(type_)}
+
+
 def _key(name: str) -> str:
     return name if _BARE.fullmatch(name) else _scalar(name)
 
@@ -202,7 +220,7 @@ def _refuse_unknown_keys(value: Any, type_: Any, *, at: str, where: str, error: 
         return
     if not isinstance(value, dict):
         return
-    fields = {f.name: f.type for f in msgspec.structs.fields(struct)}
+    fields = _types(struct)
     for key, entry in value.items():
         path = f"{at}.{key}".lstrip(".")
         if key not in fields:
