@@ -18,7 +18,7 @@ from coordinator.beside.routes import Routes, Served
 from coordinator.beside.service import Publish, Service
 from toolkit.errors import CheckpointError, LocalProtocolError, RemoteProtocolError
 from toolkit.wire import chunks, frames, questions
-from toolkit.wire.limits import DEFAULT_CHUNK_BYTES, MAX_ASK_BYTES, MAX_TEXT_CHARACTERS
+from toolkit.wire.limits import CHUNK_OVERHEAD_BYTES, DEFAULT_CHUNK_BYTES, MAX_ASK_BYTES, MAX_TEXT_CHARACTERS
 from toolkit.wire.messages import Ask, Chunk, Declined
 from toolkit.wire.topics import Topics
 
@@ -107,7 +107,7 @@ class OffloadService(Service):
         now = self._clock()
         pieces = self._pieces.setdefault(device, _Pieces(chunks.Assembler(MAX_ASK_BYTES), now))
         pieces.heard = now
-        if self.held_bytes + len(body) > self._budget_bytes:
+        if self.held_bytes + len(body) + CHUNK_OVERHEAD_BYTES > self._budget_bytes:
             self.n_dropped += 1
         else:
             whole = pieces.assembler.add(chunk, body)

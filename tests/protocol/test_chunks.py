@@ -1,6 +1,7 @@
 """Payloads in pieces, in any order, from any number of renderings at a time."""
 
 import random
+import tracemalloc
 
 import msgspec
 import pytest
@@ -103,11 +104,12 @@ def test_a_flood_of_first_chunks_stays_bounded():
 
 
 def test_bytes_of_open_payloads_are_bounded_whatever_their_number():
-    assembler = Assembler(max_payload_bytes=100)
+    of_all_but_the_last = 14 * (7 + CHUNK_OVERHEAD_BYTES)
+    assembler = Assembler(max_payload_bytes=of_all_but_the_last + CHUNK_OVERHEAD_BYTES)
     for number in range(3):
         for frame in pieces(number)[:-1]:
             assert add(assembler, frame) is None
-            assert assembler.held_bytes <= 200
+            assert assembler.held_bytes <= 2 * of_all_but_the_last + 2 * CHUNK_OVERHEAD_BYTES
     assert assembler.n_abandoned == 1
     assert [whole for number in (1, 2) if (whole := add(assembler, pieces(number)[-1]))] == [
         content(1),
@@ -115,6 +117,24 @@ def test_bytes_of_open_payloads_are_bounded_whatever_their_number():
     ]
     assert assembler.held_bytes == 0
     assert add(assembler, pieces(0)[-1]) is None
+
+
+def test_pieces_of_one_byte_are_counted_at_what_they_take():
+    """32 KiB that took 16 MiB: the message is kept, and an entry for it."""
+    most = 200_000
+    assembler = Assembler(max_payload_bytes=most)
+    header = Chunk(payload_id=pid(0), index=0, n_chunks=MAX_CHUNKS, total_bytes=MAX_CHUNKS)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(MAX_OPEN_PAYLOADS):
+            for index in range(MAX_CHUNKS - 1):
+                piece = msgspec.structs.replace(header, payload_id=pid(number), index=index)
+                assert assembler.add(*frames.decode(bytes(frames.encode(piece, [b"x"])))) is None  # type: ignore[arg-type]
+        assert tracemalloc.get_traced_memory()[0] - before <= 2 * most
+    finally:
+        tracemalloc.stop()
+    assert assembler.held_bytes <= 2 * most
 
 
 def test_a_payload_longer_than_the_job_has_is_refused_at_its_first_chunk():

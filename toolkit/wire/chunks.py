@@ -35,6 +35,9 @@ class Assembler:
 
     Args:
         max_payload_bytes: of the largest payload that the device may send; more than two of them are never held.
+
+    Attributes:
+        held_bytes: of all pieces, with what each takes beside its content.
     """
 
     def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
@@ -66,17 +69,21 @@ class Assembler:
             raise RemoteProtocolError("Two chunks of one payload announce different sizes.")
         if chunk.index not in pieces:
             pieces[chunk.index] = _kept(body)
-            self.held_bytes += len(body)
+            self.held_bytes += _cost(body)
         if len(pieces) == chunk.n_chunks:
             del self._open[chunk.payload_id]
-            self.held_bytes -= chunk.total_bytes
+            self.held_bytes -= sum(map(_cost, pieces.values()))
             return b"".join(pieces[index] for index in range(chunk.n_chunks))
         # PROTOCOL.md 4: "At most 8 payloads of one device are open at a time, and no more bytes than two batches take"
         while len(self._open) > MAX_OPEN_PAYLOADS or self.held_bytes > 2 * self._max_payload_bytes:
             _, (_, abandoned) = self._open.popitem(last=False)
-            self.held_bytes -= sum(map(len, abandoned.values()))
+            self.held_bytes -= sum(map(_cost, abandoned.values()))
             self.n_abandoned += 1
         return None
+
+
+def _cost(piece: frames.Buffer) -> int:
+    return len(piece) + CHUNK_OVERHEAD_BYTES
 
 
 def _kept(body: memoryview) -> frames.Buffer:
