@@ -1,5 +1,6 @@
 """The simulated fleet: the same agents and coordinator, whatever carries their messages."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from coordinator.fleet.events import Ended, RoundClosed
 from coordinator.store.ledger import Void, read_ledger
 from coordinator.store.run_record import read_record
+from device_agent.course import Course
 from tests.integration.small_scenario import run, with_run
 from toolkit.cli.app import app
 from toolkit.errors import CutError, HseeError, ModelError, RunError, UsageError
@@ -142,9 +144,15 @@ def test_cut_off_when_all_is_trained_it_is_only_evaluated(transport, last_event,
     assert read_record(tmp_path / "cut").status == "finished"
 
 
-def test_devices_that_were_ahead_of_the_server_when_it_was_cut_off_go_back(scenario, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step_s", [0, 1000])
+def test_devices_that_were_ahead_of_the_server_when_it_was_cut_off_go_back(
+    step_s, scenario, tmp_path, monkeypatch
+):
+    """However long a round really takes: a save within it would be of no round that was committed."""
     through = run(scenario, tmp_path / "through")
     applied, apply = [], PacedServerModel.apply
+    seconds = itertools.count(step=step_s)
+    monkeypatch.setitem(Course.__init__.__kwdefaults__, "clock", lambda: next(seconds))
 
     def apply_until_cut_off(self, device, batch, *, round_, seq):
         applied.append(round_)

@@ -74,6 +74,6 @@ def train_recipe(
     )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def _epoch_order(seed: int, n_train: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(n_train)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coordinator.model.server_model import ServerModel
 from coordinator.strategy.base import SubBatch
-from device_agent.state import BEFORE_FILE, TRAINING_FILE, DeviceFolder
+from device_agent.state import BEFORE_FILE, TRAINING_FILE
 from device_agent.trainer import CURSOR, Trainer
 from toolkit.nn.compute import Numerics
 from toolkit.nn.weights import load_tensors
 from toolkit.simulate.times import FORWARD_SHARE, ActorClock
 from toolkit.wire.payloads import Batch
-
-_ROUND_BEFORE_FILE = "training.round-before.safetensors"
 
 
 class DroppedOutError(Exception):
@@ -24,7 +22,7 @@ class DroppedOutError(Exception):
 
 
 class PacedTrainer(Trainer):
-    """A trainer whose steps take virtual time.
+    """A trainer whose steps take virtual time, and that saves at each round's end only.
 
     Args:
         clock: of its device.
@@ -40,8 +38,8 @@ class PacedTrainer(Trainer):
         self._virtual = clock
         self._step_s = step_s
         self._drop_round = drop_round
-        self._device_folder: DeviceFolder = kwargs["folder"]
-        super().__init__(**kwargs)
+        # Saves within a round would push out that of the committed one, which a simulation that is cut off goes back to.
+        super().__init__(**kwargs, checkpoint_every_s=math.inf)
         numerics.lay_out(self._model.modules)
 
     def enter_round(self, round_: int, seq: int) -> None:
@@ -64,12 +62,6 @@ class PacedTrainer(Trainer):
         batch = super().make_again(seq)
         self._virtual.spend(self._step_s * FORWARD_SHARE)
         return batch
-
-    def finish_round(self) -> float | None:
-        """See :class:`Trainer`; what was saved at the last round's end is kept beside it."""
-        if self._finished_round < self.round:
-            keep_before(self._device_folder.path)
-        return super().finish_round()
 
 
 class PacedServerModel(ServerModel):
@@ -124,22 +116,12 @@ class PacedServerModel(ServerModel):
         return n_correct
 
 
-def keep_before(folder: Path) -> None:
-    """Keep what a device saved at the end of the round before, under a second name."""
-    saved, before = folder / TRAINING_FILE, folder / _ROUND_BEFORE_FILE
-    if saved.exists():
-        beside = before.with_suffix(".new")
-        beside.unlink(missing_ok=True)
-        os.link(saved, beside)
-        beside.replace(before)
-
-
 def go_back_to(folder: Path, round_: int) -> None:
     """Let a device go on from a committed round's end, as if what came after had never been.
 
     A real device never goes back; a simulation that was killed does, so that it comes to what it would have come to.
     """
-    saves = [folder / name for name in (TRAINING_FILE, BEFORE_FILE, _ROUND_BEFORE_FILE)]
+    saves = [folder / name for name in (TRAINING_FILE, BEFORE_FILE)]
     reached = {path: _cursor(path) for path in saves if path.exists()}
     fitting = {path: cursor for path, cursor in reached.items() if cursor[0] <= round_}
     newest = max(fitting, key=lambda path: fitting[path], default=None)
