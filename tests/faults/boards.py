@@ -168,7 +168,7 @@ def days(scene: Scene) -> str:
         assert after["threads"] == before["threads"], f"{name}: {before} then {after}"
     assert files_then == files, f"{files} then {files_then}"
     held = [queues_after(n) for n in (n_rounds // 10, n_rounds)]
-    assert held[0] == held[1]
+    assert held[0] == held[1], f"{held[0]} then {held[1]}"
     return (
         f"{n_rounds} rounds in {took_s:.0f} s, {DAYS} days at a round a minute ({DAYS * 86400 / took_s:.0f} x):"
         f" coordinator {server['mb']:.0f} MB then {server_then['mb']:.0f}, four devices {devices['mb']:.0f} then"
@@ -199,10 +199,12 @@ def queues_after(rounds: int) -> dict[str, int]:
             lists={"ant": (2, 1), "bee": (1, 0)},
             step_s={"ant": ROUND_S / 2, "bee": ROUND_S},
             rounds=rounds,
+            deadline_s=3 * ROUND_S,
             checkpoint_every_s=60.0,
-            horizon_s=2 * ROUND_S * rounds,
+            horizon_s=4 * ROUND_S * rounds,
         )
     )
     history = world.run()
     assert not history.problems, history.problems
+    assert world.held["loop.n_applied"] == 2, "not every device's batches were trained on"
     return world.held
