@@ -355,7 +355,7 @@ def report_error(error: HseeError, *, as_json: bool) -> int:
 
 
 def _report(error: HseeError, *, as_json: bool) -> None:
-    from toolkit.journal import in_journal, is_journal
+    from toolkit.journal import in_journal, is_journal, printable
 
     if os.environ.get("HSEE_DEBUG") == "1":
         import traceback
@@ -371,7 +371,7 @@ def _report(error: HseeError, *, as_json: bool) -> None:
         error_word, fix_word = (
             ("error:", "fix:") if plain else ("\x1b[1;31merror:\x1b[0m", "\x1b[1;31mfix:\x1b[0m")
         )
-        text = f"{error_word} {error.message} ({error.code})"
+        text = f"{error_word} {printable(error.message)} ({error.code})"
         if error.hint:
-            text += f"\n{fix_word}   {error.hint}"
+            text += f"\n{fix_word}   {printable(error.hint)}"
         sys.stderr.write((in_journal(text, "error") if is_journal(sys.stderr) else text) + "\n")

@@ -14,6 +14,12 @@ PRIORITIES: dict[Level, int] = {"error": 3, "warning": 4, "info": 6, "debug": 7}
 """Levels as syslog and the journal number them."""
 log = logging.getLogger(__name__)
 Write = Callable[[str, Level], None]
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    """Write out control characters: what a device says of itself must not steer the terminal that it is read on."""
+    return text.translate(_CONTROLS)
 
 
 def is_journal(stream: TextIO) -> bool:
@@ -36,6 +42,7 @@ def write_line(text: str, level: Level = "info") -> None:
 
     Raises: BrokenPipeError: whoever read the lines has gone.
     """
+    text = printable(text)
     try:
         sys.stdout.write((in_journal(text, level) if is_journal(sys.stdout) else text) + "\n")
         sys.stdout.flush()

@@ -1,5 +1,6 @@
 """Lines with systemd's priority where the journal reads them, and plain anywhere else."""
 
+import json
 import logging
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.journal import LogTo, in_journal, is_journal
+from toolkit.journal import LogTo, in_journal, is_journal, printable, write_line
 
 ROOT = Path(__file__).parents[2]
 FULL = Path("/dev/full")
@@ -75,3 +76,10 @@ def test_what_modules_log_becomes_lines():
         log.error("worse")
         logging.getLogger("elsewhere").debug("not ours")
     assert lines == [("warning", "lost it"), ("error", "worse")]
+
+
+def test_control_characters_are_written_out_and_json_stays_json(capsys):
+    hostile = "one\x1b[2J\r\x07\x7f\x9b31m\ttwo\nthree\u00e9"
+    assert printable(hostile) == "one\\u001b[2J\\u000d\\u0007\\u007f\\u009b31m\ttwo\nthree\u00e9"
+    write_line(json.dumps({"said": hostile}, ensure_ascii=False))
+    assert json.loads(capsys.readouterr().out) == {"said": hostile}

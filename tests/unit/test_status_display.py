@@ -6,8 +6,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from coordinator.watching.log_ring import LogEntry
 from coordinator.watching.status import DeviceStatus, RunStatus
 from toolkit.cli import status_display
+from toolkit.cli.status_commands import _print_entries
 from toolkit.cli.status_display import SORTS, ago, cells, print_status, render, rows_that_fit, strip
 
 LIVE = RunStatus(
@@ -125,6 +127,20 @@ def test_good_is_green_and_trouble_is_told():
 def test_markup_in_a_device_s_words_is_text():
     device = DeviceStatus(device="a", state="online", last_error="[red]x[/red] [bold")
     assert "[red]x[/red] [bold" in drawn(msgspec.structs.replace(LIVE, devices=[device]), [device])
+
+
+def test_a_device_s_words_don_t_steer_the_terminal(capsys):
+    device = DeviceStatus(device="a", state="online", software="\x1b[2Jbare", last_error="\x9b31m\r")
+    status = msgspec.structs.replace(LIVE, devices=[device])
+    print_status(status, [device], {})
+    for text in (capsys.readouterr().out, drawn(status, [device])):
+        assert "\x9b" not in text
+        assert "\r" not in text
+        assert "\x1b[2J" not in text
+        assert "\\u001b[2Jbare" in text
+    hostile = LogEntry(number=1, at=0.0, device="a", level="error", text="\x1b[2J\nb: all is well")
+    _print_entries([hostile], "info", as_json=False)
+    assert capsys.readouterr().out.split(maxsplit=1)[1] == "a: error: \\u001b[2J\\nb: all is well\n"
 
 
 def test_without_a_coordinator_it_says_how_to_go_on(capsys):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolkit.errors import UsageError
+from toolkit.journal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +57,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
         rows: cells in the order of the columns; format floats before.
         title: printed above.
     """
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     right = [bool(texts) and all(_is_number(row[i]) for row in texts) for i in range(len(columns))]
     if is_terminal():
         _print_rich(columns, texts, right, title)

@@ -13,7 +13,7 @@ from coordinator.fleet.events import Ended, PlanMade, RoundClosed, RunEvent
 from coordinator.store.round_report import DeviceReport
 from coordinator.watching.event_lines import BYTES_PER_MB, lines_of, percent
 from toolkit.cli.output import console, is_terminal
-from toolkit.journal import write_line
+from toolkit.journal import printable, write_line
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -110,7 +110,7 @@ class LiveDisplay(PlainDisplay):
     """A table of the devices that follows the rounds; notices scroll by above it."""
 
     def __init__(self, live: Live, strategy: str) -> None:
-        super().__init__(lambda text: live.console.print(text, highlight=False, markup=False))
+        super().__init__(lambda text: live.console.print(printable(text), highlight=False, markup=False))
         self._live = live
         self._strategy = strategy
         self._bytes: dict[str, int] = {}

@@ -15,6 +15,7 @@ import typer
 from toolkit.cli.options import Home, Json, home_of
 from toolkit.cli.output import emit_json, is_terminal
 from toolkit.errors import PartialError, UsageError, did_you_mean
+from toolkit.journal import printable
 
 if TYPE_CHECKING:
     from coordinator.watching.history import Event
@@ -240,7 +241,11 @@ def _print_entries(entries: Sequence[LogEntry], level: str, *, as_json: bool) ->
 def _line(entry: LogEntry) -> str:
     at = datetime.fromtimestamp(entry.at).astimezone().strftime("%Y-%m-%d %H:%M:%S") if entry.at else "-"
     level = "" if entry.level == "info" else f"{entry.level}: "
-    return f"{at:<19}  {entry.device or COORDINATOR_NAME}: {level}{entry.text}"
+    return f"{at:<19}  {entry.device or COORDINATOR_NAME}: {level}{_of_one_line(entry.text)}"
+
+
+def _of_one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
 
 
 def _known(what: str, word: str, known: Collection[str]) -> None:

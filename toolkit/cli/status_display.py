@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.watching.status import DeviceState, DeviceStatus, RunStatus
 from toolkit.cli.output import is_terminal, table
+from toolkit.journal import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,7 +84,7 @@ def cells(device: DeviceStatus, label: str = "") -> list[str]:
         *([f"{device.n_refused} messages refused"] if device.n_refused else []),
         *([device.last_error] if device.last_error else []),
     ]
-    return [
+    texts = [
         f"{device.device} ({label})" if label else device.device,
         device.state if device.state != "online" or not device.phase else device.phase,
         ago(device.last_seen_s) if device.state != "unknown" else "",
@@ -97,6 +98,7 @@ def cells(device: DeviceStatus, label: str = "") -> list[str]:
         device.software.removeprefix("hsee "),
         "; ".join(trouble),
     ]
+    return [printable(text) for text in texts]
 
 
 def print_status(status: RunStatus, devices: Sequence[DeviceStatus], labels: Mapping[str, str]) -> None:
