@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import chain
 from pathlib import Path
 
 from tests.faults.rows import ROWS, Row
@@ -44,6 +46,13 @@ def play(row: Row, *, seed: int, scale: int) -> tuple[str, str, set[str], int, f
     return verdict, seen, hit, n_seeds, time.monotonic() - began_s
 
 
+def rows_of(name: str) -> list[str]:
+    """Rows by the name of a promise: its own, or all that play it among others or in part, as R1+R3+R7 and R1F do R1."""
+    if name in ROWS:
+        return [name]
+    return [row for row in ROWS if name in re.findall(r"[A-Z]\d+", row)]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Play a tier; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -58,14 +67,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--require-all", action="store_true", help="a skipped row fails")
     args = parser.parse_args(argv)
     seed = int.from_bytes(os.urandom(4)) if args.seed is None else args.seed
-    wanted = (
-        args.rows.split(",")
-        if args.rows
-        else [n for n, r in ROWS.items() if r.quick or args.tier == "nightly"]
-    )
-    unknown = [name for name in wanted if name not in ROWS]
-    if unknown:
-        parser.error(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    wanted = [name for name, row in ROWS.items() if row.quick or args.tier == "nightly"]
+    if args.rows:
+        found = {name: rows_of(name) for name in args.rows.split(",")}
+        for name, rows in found.items():
+            if not rows:
+                parser.error(f"no row {name!r}; there are {', '.join(ROWS)}")
+        wanted = list(dict.fromkeys(chain.from_iterable(found.values())))
     scale = 1 if args.tier == "quick" else NIGHTLY_SCALE
     verdicts: dict[str, list[str]] = {"ok": [], "FAILED": [], "SKIPPED": []}
     failpoints: set[str] = set()

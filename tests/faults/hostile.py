@@ -69,7 +69,7 @@ held_by_suite(
     "tests/integration/test_apart.py",
 )
 held_by_suite(
-    "T3-T5",
+    "T3+T4+T5",
     "revocation, certificates, insecure by accident, on what broker init writes",
     "tests/integration/test_access.py",
     "tests/integration/test_certificates.py",

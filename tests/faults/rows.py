@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import boards, deaths, disks, hostile, networks, rot, simulated, surroundings
+from tests.faults import boards, deaths, disks, hostile, late, networks, rot, simulated, surroundings
 from tests.faults.registry import ROWS, Row
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "deaths",
     "disks",
     "hostile",
+    "late",
     "networks",
     "rot",
     "simulated",
