@@ -156,6 +156,28 @@ LYING_FRAMES = {
     "a batch of one": nested(ASSIGNMENT, "job", batch_size=1),
     "a run that is a path": nested(ASSIGNMENT, "job", run="../run1"),
     "a list where a map belongs": changed(WELCOME, measure=[1]),
+    "a map where a list belongs": changed(PAYLOAD, tensors={"name": "h"}),
+    "a whole number that is a float": changed(STATE, round=2.0),
+    "an n of -2^63": changed(STATE, n=-(2**63)),
+    "an index that is false": changed(CHUNK, index=False),
+    "an index that is text": changed(CHUNK, index="1"),
+    "a nonce that is text": changed(BYE, boot_nonce="a" * 16),
+    "a name that is bytes": changed(BYE, device=b"dev1"),
+    "a name in other letters": changed(BYE, device="d\u0435v1"),
+    "nil where a default stands": changed(PAYLOAD, remade=None),
+    "a digest that is a list": changed(PAYLOAD, sha256=list(range(32))),
+    "a loss that is text": changed(PAYLOAD, exit_loss="0.5"),
+    "a round of the year 2^53 + 1": changed(STATE, round=2**53 + 1),
+    "a key that lacks its fellow": framed(pack(HELLO).replace(b"\xa6n_eval", b"\xa6n_evil")),
+    "a byte that msgpack has no use for": with_raw(BYE, "new", b"\xc1"),
+    "an unknown extension of 4 GiB": with_raw(BYE, "new", b"\xc9\xff\xff\xff\xff\x01"),
+    "an unknown text of 2 GiB": with_raw(BYE, "new", b"\xdb\x7f\xff\xff\xff"),
+    "an unknown map of 4 Gi keys": with_raw(BYE, "new", b"\xdf\xff\xff\xff\xff"),
+    "a key of 4 GiB": framed(b"\x82\xa4type\xa3bye\xdb\xff\xff\xff\xff"),
+    "a type in bytes": framed(pack(BYE).replace(b"\xa4type\xa3bye", b"\xa4type\xc4\x03bye")),
+    "a type in upper case": changed(BYE, type="BYE"),
+    "another message's type": changed(BYE, type="state"),
+    "a frame in a frame": framed(framed(pack(BYE))),
 }
 
 
@@ -236,11 +258,24 @@ def zstd(raw: bytes, *, sized: bool = True) -> bytes:
     return zstandard.ZstdCompressor(write_content_size=sized).compress(raw)
 
 
+def zstd_frame(descriptor: int, fields: bytes, blocks: bytes) -> bytes:
+    """A frame by hand, RFC 8878 section 3.1.1: magic, descriptor, what it announces, blocks."""
+    return b"\x28\xb5\x2f\xfd" + bytes([descriptor]) + fields + blocks
+
+
+def compressed(content: bytes) -> tuple[TensorSpec, bytes]:
+    """Six numbers of float32 that claim to stand in ``content``."""
+    return spec(compression="zstd", n_bytes=len(content)), content
+
+
+SKIPPABLE = 0x184D2A50
 BOMB = zstd(bytes(2**26))
 UNSIZED = zstd(bytes(24), sized=False)
 DAMAGED = bytearray(zstd(np.random.default_rng(1).bytes(24)))
 DAMAGED[4] ^= 0x60
 ZEROS = bytes(24)
+ZEROS_BLOCK = ((24 << 3) | 1).to_bytes(3, "little") + ZEROS
+"""The last block, raw."""
 
 HOSTILE_TENSORS = {
     "shorter than announced": (spec(), ZEROS[:23]),
@@ -280,6 +315,26 @@ HOSTILE_TENSORS = {
     "compressed, damaged": (spec(compression="zstd", n_bytes=len(DAMAGED)), bytes(DAMAGED)),
     "not compressed at all": (spec(compression="zstd"), ZEROS),
     "compressed, and empty": (spec(compression="zstd", n_bytes=0), b""),
+    "compressed, behind a frame that is skipped": compressed(
+        struct.pack("<II", SKIPPABLE, 4) + b"skip" + zstd(ZEROS)
+    ),
+    "compressed, behind a skipped frame of 4 GiB": compressed(
+        struct.pack("<II", SKIPPABLE, 2**32 - 1) + zstd(ZEROS)
+    ),
+    "compressed with a dictionary that is not here": compressed(
+        zstd_frame(0b00100001, b"\x07\x18", ZEROS_BLOCK)
+    ),
+    "compressed over a window of 2^41": compressed(zstd_frame(0b10000000, b"\xf8\x18\0\0\0", ZEROS_BLOCK)),
+    "compressed, with a reserved bit": compressed(zstd_frame(0b00101000, b"\x18", ZEROS_BLOCK)),
+    "compressed, of a size of 2^64 - 1": compressed(zstd_frame(0b11100000, b"\xff" * 8, ZEROS_BLOCK)),
+    "compressed, blocks that repeat one byte for ever": compressed(
+        zstd_frame(0b00100000, b"\x18", ((2**17 << 3) | 2).to_bytes(3, "little") + b"a") * 3
+    ),
+    "compressed, a block that is reserved": compressed(zstd_frame(0b00100000, b"\x18", b"\xc7\0\0" + ZEROS)),
+    "compressed, without a last block": compressed(zstd_frame(0b00100000, b"\x18", b"\0\0\0" * 1000)),
+    "compressed, with a wrong checksum": compressed(
+        zstd_frame(0b00100100, b"\x18", ZEROS_BLOCK + b"\1\2\3\4")
+    ),
 }
 
 
@@ -308,6 +363,13 @@ def test_a_bomb_that_hides_its_size_stops_at_the_tensors_own():
     forged_spec = spec(compression="zstd", n_bytes=len(forged))
     assert zstandard.frame_content_size(forged) == 24
     assert allocated_by(lambda: tensors.decode(forged_spec, memoryview(forged))) <= len(forged) + SLACK_BYTES
+
+
+def test_a_frame_by_hand_is_taken():
+    """Or those above would be refused for the wrong reason."""
+    for descriptor, fields in ((0b00100000, b"\x18"), (0b10000000, b"\x50\x18\0\0\0")):
+        by_hand, content = compressed(zstd_frame(descriptor, fields, ZEROS_BLOCK))
+        assert not tensors.decode(by_hand, memoryview(content)).any()
 
 
 # Payloads: a header that is valid, around a body that is not what the job asks for
