@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from coordinator.model.aggregate import CrossLayerMean
 from coordinator.model.copies import CopyShelf, Place, TensorShelf
+from coordinator.model.held_out import HeldOut
 from coordinator.model.pool import ActivationPool
 from coordinator.model.segments import IN_CHECKPOINT, Segments
 from coordinator.model.server_logits import ServerLogits
@@ -112,6 +113,7 @@ class ServerModel:
             self._build_place, cuts=self._cuts, begin=self._begin_copy, n_resident=n_resident, folder=scratch
         )
         self._pool = ActivationPool(cap_bytes=POOL_CAP_BYTES, folder=scratch)
+        self._held_out = HeldOut(scratch)
         self._kept = TensorShelf(scratch, "momentum")
         self.segments = segments
 
@@ -216,8 +218,17 @@ class ServerModel:
     def end_round(self, round_: int) -> None:
         """Forget what was gathered for the round; what it came to can be handed down from here on."""
         self._pool.clear()
+        self._held_out.clear()
         if self._logits is not None and round_ < self._rounds:
             self._logits.close(round_)
+
+    def hold_out(self, device: str, batch: Batch, *, seq: int) -> None:
+        """Keep one held-out batch until the round closes."""
+        self._held_out.add(device, seq, batch)
+
+    def held_out(self, device: str) -> Iterator[Batch]:
+        """Read a device's held-out batches of the round, one at a time."""
+        return self._held_out.of(device)
 
     def n_correct(self, device: str, batch: Batch) -> dict[str, int]:
         """Count the held-out samples of a device that its routes through the server classify right."""

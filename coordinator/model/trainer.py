@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from coordinator.strategy.base import PooledBatch, SubBatch
@@ -50,6 +50,13 @@ class Trainer(Protocol):
 
     def end_round(self, round_: int) -> None:
         """Forget what was gathered for the round."""
+
+    def hold_out(self, device: str, batch: Batch, *, seq: int) -> None:
+        """Keep one held-out batch until the round closes; not in memory, whatever it is worth."""
+
+    def held_out(self, device: str) -> Iterator[Batch]:
+        """Read a device's held-out batches of the round, one at a time, in the order of its list."""
+        ...
 
     def n_correct(self, device: str, batch: Batch) -> Mapping[str, int]:
         """Count held-out samples classified right: under "server" by the classifier, under its stage by each exit."""

@@ -46,6 +46,14 @@ class Unfit:
     n_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A held-out batch that was taken up: what its entry needs; the batch itself is with the trainer."""
+
+    digest: str
+    segment_step: int
+
+
 @dataclass(slots=True)
 class DeviceRound:
     """One device within the open round: its list, the cursor on it, and sums for the report.
@@ -67,7 +75,7 @@ class DeviceRound:
     limit: int = 1
     ready_to: int = 1
     waiting: dict[int, Delivery | Unfit] = field(default_factory=dict)
-    held_out: list[Delivery | Unfit] = field(default_factory=list)
+    held_out: list[Aside | Unfit] = field(default_factory=list)
     weights: WeightsDelivery | None = None
     given: Gathered | None = None
     excused: str = ""

@@ -11,7 +11,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from coordinator.model.trainer import Trainer
-from coordinator.rounds.device_round import RETURNS, Delivery, DeviceRound, ItemKind, Unfit, WeightsDelivery
+from coordinator.rounds.device_round import (
+    RETURNS,
+    Aside,
+    Delivery,
+    DeviceRound,
+    ItemKind,
+    Unfit,
+    WeightsDelivery,
+)
 from coordinator.rounds.summing_up import report_on
 from coordinator.rounds.windows import Windows
 from coordinator.store.checkpoints import OpenRound
@@ -276,8 +284,8 @@ class RoundLoop:
             reason: "complete" or why not.
         """
         for device, held in self.devices.items():
-            for seq, delivery in enumerate(held.held_out, start=held.n_train + 1):
-                self._enter(device, seq, delivery, evaluated=True)
+            for seq, taken in enumerate(held.held_out, start=held.n_train + 1):
+                self._enter(device, seq, taken, evaluated=True)
             if held.given is not None:
                 self._record(held.given)
             if held.next <= held.n_owed:
@@ -292,13 +300,13 @@ class RoundLoop:
         if given:
             self._trainer.make_segments_one(given, round_=self.round)
             self._record(Synchronised(self.round, given))
+        reports = tuple(
+            report_on(device, held, self._trainer, self.shallow_stages(device))
+            for device, held in self.devices.items()
+        )
         self._trainer.end_round(self.round)
         self._record(Closed(self.round, reason))
         self.is_open = False
-        reports = tuple(
-            report_on(device, held, self._trainer.n_correct, self.shallow_stages(device))
-            for device, held in self.devices.items()
-        )
         return RoundReport(self.round, now - self.opened_at, reason, reports)
 
     def _list_of(self, device: str, round_: int) -> DeviceRound:
@@ -340,24 +348,24 @@ class RoundLoop:
     def _enter_trained(self, device: str, held: DeviceRound, delivery: Delivery) -> None:
         held.exit_loss_sum += delivery.batch.exit_loss
         held.n_samples += len(delivery.batch.y)
-        self._enter(device, held.next, delivery, evaluated=False)
+        aside = Aside(delivery.digest, delivery.batch.segment_step)
+        self._enter(device, held.next, aside, evaluated=False)
         self.n_applied[device] = self.n_applied.get(device, 0) + 1
         held.next += 1
         failpoint("coordinator.applied")
         self._put_aside(device, held)
 
-    def _enter(self, device: str, seq: int, delivery: Delivery | Unfit, *, evaluated: bool) -> None:
-        if isinstance(delivery, Unfit):
-            self._record(Refused(device, self.round, seq, delivery.digest, delivery.reason))
+    def _enter(self, device: str, seq: int, taken: Aside | Unfit, *, evaluated: bool) -> None:
+        if isinstance(taken, Unfit):
+            self._record(Refused(device, self.round, seq, taken.digest, taken.reason))
         else:
-            step = delivery.batch.segment_step
-            self._record(Applied(device, self.round, seq, delivery.digest, step, evaluated))
+            self._record(Applied(device, self.round, seq, taken.digest, taken.segment_step, evaluated))
 
     def _put_aside(self, device: str, held: DeviceRound) -> None:
         """Move the cursor over what is not trained on: unfit batches, held-out ones, weights."""
         while (delivery := held.waiting.get(held.next)) is not None:
             if held.next > held.n_train:
-                held.held_out.append(delivery)
+                held.held_out.append(self._set_aside(device, held.next, delivery))
             elif isinstance(delivery, Unfit):
                 self._enter(device, held.next, delivery, evaluated=False)
                 held.n_refused += 1
@@ -374,6 +382,12 @@ class RoundLoop:
             held.given = Gathered(device, self.round, held.next, weights.digest, weights.segment_step)
             self._trainer.gather(device, weights.segment)
             held.next += 1
+
+    def _set_aside(self, device: str, seq: int, delivery: Delivery | Unfit) -> Aside | Unfit:
+        if isinstance(delivery, Unfit):
+            return delivery
+        self._trainer.hold_out(device, delivery.batch, seq=seq)
+        return Aside(delivery.digest, delivery.batch.segment_step)
 
     def _view(self) -> RoundView:
         resident = self._trainer.resident

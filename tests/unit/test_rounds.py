@@ -27,6 +27,7 @@ class Notebook:
     def __init__(self):
         self.applied = []
         self.aggregated = []
+        self.kept = {}
 
     def apply(self, device, batch, *, round_, seq):
         assert batch.kind == "train"
@@ -37,7 +38,13 @@ class Notebook:
         self.aggregated.append(dict(weights))
 
     def end_round(self, _round):
-        pass
+        self.kept.clear()
+
+    def hold_out(self, device, batch, *, seq):
+        self.kept.setdefault(device, []).append((seq, batch))
+
+    def held_out(self, device):
+        return (batch for _, batch in self.kept.get(device, []))
 
     def n_correct(self, _device, batch):
         assert batch.kind == "eval"

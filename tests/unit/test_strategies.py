@@ -174,6 +174,7 @@ class CountingTrainer:
 
     def __init__(self):
         self.resident, self.n_free_copies, self.done = (), 1, []
+        self.kept = {}
 
     def apply(self, device, _batch, *, round_, seq):
         self.done.append((round_, device, seq))
@@ -194,6 +195,13 @@ class CountingTrainer:
 
     def end_round(self, _round):
         self.done.append("ended")
+        self.kept.clear()
+
+    def hold_out(self, device, batch, *, seq):
+        self.kept.setdefault(device, []).append((seq, batch))
+
+    def held_out(self, device):
+        return (batch for _, batch in self.kept.get(device, []))
 
     def n_correct(self, _device, batch):
         return {"server": len(batch.y)}

@@ -109,6 +109,7 @@ class ChainModel:
         self.theta = chain("theta")
         self.copies: dict[str, str] = {}
         self._pool: dict[tuple[str, int], str] = {}
+        self._held_out: dict[str, list[tuple[int, Batch]]] = {}
         self._order: Sequence[PooledBatch] = ()
         self._spend = spend
         self._step_s = step_s
@@ -158,6 +159,13 @@ class ChainModel:
     def end_round(self, round_: int) -> None:
         del round_
         self._pool.clear()
+        self._held_out.clear()
+
+    def hold_out(self, device: str, batch: Batch, *, seq: int) -> None:
+        self._held_out.setdefault(device, []).append((seq, batch))
+
+    def held_out(self, device: str) -> Iterator[Batch]:
+        return (batch for _, batch in self._held_out.get(device, []))
 
     def n_correct(self, device: str, batch: Batch) -> dict[str, int]:
         del device
