@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -132,14 +133,18 @@ class DeviceRound:
             self.ready_to += 1
 
     def excuse(self, reason: str) -> None:
-        """Wait for it no longer: it has no more credit."""
+        """Wait for it no longer: it has no more credit, and what is here behind a gap is of no use."""
         self.excused = reason
         self.limit = self.next
+        end = next(seq for seq in itertools.count(self.next) if seq not in self.waiting)
+        self.waiting = {seq: delivery for seq, delivery in self.waiting.items() if seq < end}
+        if end < self.n_owed:
+            self.weights = None
 
     def expect(self) -> None:
         """Wait for it again; what waits here already counts as credit used."""
         self.excused = ""
-        self.limit = max(self.next, *(seq + 1 for seq in self.waiting), 1)
+        self.limit = self.next + len(self.waiting) + (self.weights is not None)
 
     def as_committed(self) -> OpenDevice:
         """What a commit within the round keeps: held-out batches are asked for again."""

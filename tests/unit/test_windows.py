@@ -161,12 +161,15 @@ def test_weights_at_a_lists_end_count_with_their_own_length():
     assert granted_bytes(windows, devices) <= 20 * MB
 
 
-def test_an_excused_device_holds_what_is_here_and_no_more():
+def test_an_excused_device_holds_what_is_here_in_order_and_no_more():
+    """Found by seed 10053 of the simulator: a batch behind a gap counted as one, and the device's credit, when it was back,
+    as all before it."""
     devices = fleet(ant=20, bee=20)
     windows = windows_of(devices, budget=20)
     windows.grant(devices, nobody)
     devices["ant"].waiting = dict.fromkeys((1, 2, 5))
     devices["ant"].excuse("offline")
-    assert windows.held_bytes("ant", devices["ant"]) == 3 * MB
+    assert windows.held_bytes("ant", devices["ant"]) == 2 * MB
     devices["ant"].expect()
-    assert devices["ant"].limit == 6
+    assert devices["ant"].limit == 3
+    assert windows.held_bytes("ant", devices["ant"]) == 2 * MB
