@@ -30,7 +30,6 @@ from coordinator.gathering import Gathering
 from coordinator.hearing import Hearing
 from coordinator.round_course import RoundCourse
 from coordinator.rounds.underway import Makes, Underway, take_up
-from coordinator.rounds.windows import WAITING_BUDGET_BYTES
 from coordinator.store.checkpoints import CommittedState
 from coordinator.store.ledger import Rewound, TermRaised
 from coordinator.store.run_folder import RunFolder
@@ -66,7 +65,6 @@ class Coordinator:
         planner: decides the cuts; by default from the devices' profiles.
         makes: what the run is computed with.
         services: what rides beside training; closed with the coordinator.
-        waiting_bytes: of activations that may wait in memory, all devices together.
         connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
@@ -83,7 +81,6 @@ class Coordinator:
         planner: Planner | None = None,
         makes: Makes = Makes(),  # noqa: B008 - frozen
         services: Sequence[Service] = (),
-        waiting_bytes: int = WAITING_BUDGET_BYTES,
         connect_s: float = CONNECT_S,
     ) -> None:
         self._link = link
@@ -99,7 +96,6 @@ class Coordinator:
         self._commits_within = strategy.mode != "pooled"
         self._makes = makes
         self._services = tuple(services)
-        self._waiting_bytes = waiting_bytes
         self._generation, self._ledger = folder.open_checkpoint()
         self.term = folder.take_up()
         self._ledger.append(TermRaised(self.term))
@@ -317,7 +313,7 @@ class Coordinator:
             scratch=self._folder.path / SCRATCH,
             device=self._device,
             turn_s=self._settings.turn_s or self._settings.round_deadline_s / (len(state.jobs) + 1),
-            waiting_bytes=self._waiting_bytes,
+            waiting_bytes=self._settings.waiting_bytes,
         )
         return self._underway
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -18,10 +18,11 @@ from coordinator.model.server_model import ServerModel
 from coordinator.model.trainer import Trainer
 from coordinator.rounds.loop import RoundLoop
 from coordinator.rounds.stopping import StopRule
-from coordinator.rounds.windows import WAITING_BUDGET_BYTES, Windows
+from coordinator.rounds.windows import FLOOR, Windows
 from coordinator.store.checkpoints import CommittedState, Generation
 from coordinator.store.ledger import Entry
 from coordinator.strategy.catalogue import make_strategy
+from toolkit.errors import ConfigError
 from toolkit.nn.zoo import build_network
 from toolkit.wire.weights import FlatWeights
 
@@ -104,7 +105,7 @@ def take_up(
     scratch: Path,
     device: torch.device | str,
     turn_s: float,
-    waiting_bytes: int = WAITING_BUDGET_BYTES,
+    waiting_bytes: int,
 ) -> Underway:
     """Build model and loop as a committed state has them.
 
@@ -115,8 +116,9 @@ def take_up(
         scratch: folder for what does not fit the memory.
         device: torch device of the server's steps.
         turn_s: longest turn of a device in a strategy with an order.
-        waiting_bytes: of activations that may wait in memory.
-    Raises: StrategyError, ModelError: the state names what this version does not have.
+        waiting_bytes: of batches that may wait in memory.
+    Raises: StrategyError, ModelError: the state names what this version does not have. ConfigError: some device's batch
+        has no room at all.
     """
     job = state.common
     synchronises = job.sync.mode != "none"
@@ -136,17 +138,15 @@ def take_up(
         server=state.server,
         logits=ServerLogits() if job.from_server.weight else None,
     )
-    windows = Windows(
-        {device: _item_bytes(device, state, model.segments) for device in state.jobs},
-        budget_bytes=waiting_bytes,
-    )
+    item_bytes = {device: _item_bytes(device, state, model.segments) for device in state.jobs}
+    _check_room(item_bytes, waiting_bytes)
     loop = RoundLoop(
         strategy,
         model,
         record=record,
         jobs=state.jobs,
         lists=state.lists,
-        windows=windows,
+        windows=Windows(item_bytes, budget_bytes=waiting_bytes),
         round_=state.round,
         turn_s=turn_s,
         n_applied=state.n_applied,
@@ -161,6 +161,20 @@ def _shallow_stages(state: CommittedState) -> dict[str, tuple[str, ...]]:
         return {}
     names = build_network(job.model, seed=job.seed).stage_names
     return {device: names[: names.index(cut)] for device, cut in state.cuts.items()}
+
+
+def _check_room(item_bytes: Mapping[str, tuple[int, int]], waiting_bytes: int) -> None:
+    device, (of_batch, of_weights) = max(item_bytes.items(), key=lambda item: max(item[1]))
+    largest = max(of_batch, of_weights)
+    if largest > waiting_bytes:
+        what = "a batch" if of_batch >= of_weights else "what it hands over of its weights"
+        raise ConfigError(
+            f"run.waiting_bytes = {waiting_bytes} has no room for {what} of {device}, which takes {largest} bytes.",
+            hint=f"Raise it: --set run.waiting_bytes={FLOOR * largest} or more, a resumed run's in its config.toml."
+            " Or lower run.batch_size, or let the device be cut where its activations are smaller.",
+            device=device,
+            n_bytes=largest,
+        )
 
 
 def _item_bytes(device: str, state: CommittedState, segments: Segments | None) -> tuple[int, int]:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from coordinator.rounds.device_round import DeviceRound
 
-WAITING_BUDGET_BYTES = 256 * 1024 * 1024
-"""Activations that may wait in memory, all devices together; credit follows from it."""
 FLOOR = 2
 """Batches that every device may be ahead of its cursor, where the budget has room for them at all."""
 MAX_AHEAD = 64
@@ -88,9 +86,7 @@ class Windows:
         budget_bytes: of all that is granted and not used up.
     """
 
-    def __init__(
-        self, item_bytes: Mapping[str, tuple[int, int]], *, budget_bytes: int = WAITING_BUDGET_BYTES
-    ) -> None:
+    def __init__(self, item_bytes: Mapping[str, tuple[int, int]], *, budget_bytes: int) -> None:
         self._item_bytes = dict(item_bytes)
         self._budget_bytes = budget_bytes
         self.pipes = {device: Pipe() for device in item_bytes}
@@ -144,9 +140,6 @@ class Windows:
     ) -> None:
         """Grant what is left: two batches to everybody, then what links need, then the rest to run ahead on."""
         order = sorted(wishes, key=lambda device: (device != turn, devices[device].share_taken, device))
-        if left == self._budget_bytes:  # what is larger than the budget travels alone
-            first = devices[order[0]]
-            left = max(left, self._bytes_of(order[0], first, first.limit, first.limit + 1))
         floors = {device: self._stop(devices[device], FLOOR) for device in wishes}
         needs = {
             device: self._stop(devices[device], max(FLOOR, self.pipes[device].batches)) for device in wishes

@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 
 from coordinator.fleet.events import RoundClosed, RunEvent
 from coordinator.model.server_model import ServerModel
-from coordinator.rounds import underway
 from coordinator.strategy.catalogue import make_strategy
 from toolkit.config import Run
 from toolkit.link.base import parse_broker
@@ -193,6 +192,7 @@ def memory_scenario(n_devices: int) -> Scenario:
             round_steps=400 // n_devices,
             batch_size=16,
             eval_samples=0,
+            waiting_bytes=WAITING_BYTES,
             round_deadline_s=600.0,
         ),
         names=tuple(f"dev{number}" for number in range(n_devices)),
@@ -233,7 +233,6 @@ def coordinator_peak_bytes(n_devices: int) -> int:
 def coordinate(address: str, n_devices: int, folder: str) -> None:
     """The coordinator's process: train to the end, print the peak."""
     torch.set_num_threads(1)
-    underway.WAITING_BUDGET_BYTES = WAITING_BYTES
     scenario = memory_scenario(n_devices)
     fleet = SimulatedFleet(scenario, load_fleet_data(scenario), Path(folder) / "run", lambda _: None)
     broker = parse_broker(address, username="coordinator", password=PASSWORD)

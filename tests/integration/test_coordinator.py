@@ -1,10 +1,12 @@
 """The coordinator with real agents over a memory broker: who joins, who comes and goes, what is told and kept."""
 
 import json
+import math
 from collections import deque
 from dataclasses import replace
 from itertools import count
 
+import msgspec
 import pytest
 
 from coordinator.attendance import OFFLINE_GRACE_S
@@ -12,9 +14,9 @@ from coordinator.beside.service import Service
 from coordinator.fleet.events import Ended, Notice, PlanMade, RoundClosed, Waiting
 from coordinator.store.ledger import Applied, Opened, Void, read_ledger
 from device_agent.trainer import Trainer
-from tests.integration.small_fleet import SETTINGS, is_over, member, of_kind, ready
+from tests.integration.small_fleet import SETTINGS, is_over, member, of_kind, ready, resumed
 from tests.numerics.fleet import RUN, TOPICS, Fleet
-from toolkit.errors import PartialError, RefusedError, RemoteProtocolError
+from toolkit.errors import ConfigError, PartialError, RefusedError, RemoteProtocolError
 from toolkit.link.base import Received
 from toolkit.link.memory import MemoryLink
 
@@ -304,3 +306,31 @@ def test_a_round_with_too_few_devices_fails_with_its_count(make_fleet):
         fleet.run_until(lambda: fleet.coordinator.over)
     assert "run.quorum" in caught.value.hint
     fleet.run_until(lambda: fleet.members["ant"].agent.over)
+
+
+def test_memory_for_no_batch_is_refused_in_words_before_anything_is_trained(make_fleet):
+    fleet = make_fleet(waiting_bytes=100)
+    fleet.start()
+    with pytest.raises(
+        ConfigError, match=r"run\.waiting_bytes = 100 has no room for a batch of .*, which takes \d+ bytes"
+    ) as caught:
+        fleet.run_until(is_over(fleet))
+    assert f"--set run.waiting_bytes={2 * caught.value.facts['n_bytes']} or more" in caught.value.hint
+    assert fleet.coordinator.status == "failed"
+    assert not fleet.coordinator._folder.checkpoints.kept()
+
+
+def test_memory_for_one_batch_is_enough(make_fleet):
+    fleet = make_fleet(rounds=2)
+    fleet.start()
+    fleet.run_until(lambda: of_kind(fleet, PlanMade))
+    plan = of_kind(fleet, PlanMade)[0].plan
+    one = max(
+        job.batch_size * (4 * math.prod(plan.activation_shapes[device]) + 8)
+        for device, job in plan.jobs.items()
+    )
+    fleet.coordinator.end("stopped", "by hand")
+    fleet.settings = msgspec.structs.replace(fleet.settings, waiting_bytes=one)
+    resumed(fleet)
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"

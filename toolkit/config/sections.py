@@ -121,6 +121,14 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     activation_limit: Annotated[
         float, Meta(ge=0, description="largest magnitude of an activation that is trained on; 0 for none")
     ] = 1e6
+    waiting_bytes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**53,
+            description="of batches that may wait in the coordinator's memory, all devices together",
+        ),
+    ] = 268_435_456
     batch_size: Annotated[int, Meta(ge=2, le=65_536, description="samples in a batch")] = 32
     round_steps: Annotated[
         int, Meta(ge=0, description="batches a device trains in a round; 0 means one pass over its data")

@@ -67,6 +67,7 @@ class Cast(Stage):
             batch_size=2,
             classes=["a", "b"],
             activation_limit=ACTIVATION_LIMIT,
+            waiting_bytes=scenario.waiting_bytes,
         )
 
     def _start_coordinator(self, name: str = "coordinator") -> None:
@@ -100,7 +101,6 @@ class Cast(Stage):
                 clock=lambda: process.now_s + self._clock_offsets.get("coordinator", 0.0),
                 observe=self._observe,
                 planner=ChainPlanner(sync_every=self._scenario.sync_every),
-                waiting_bytes=self._scenario.waiting_bytes,
                 makes=Makes(
                     model=lambda *_args, strategy, segments, **_kwargs: ChainModel(
                         strategy=strategy, segments=segments, spend=process.spend, step_s=SERVER_STEP_S
