@@ -108,7 +108,7 @@ class ServerModel:
         self._suffixes = {cut: take_suffix_with(self._network, cut, heads) for cut in set(cuts.values())}
         self._theta = self._suffixes[self._shallowest]
         self._optimizer = make_optimizer(self._theta, self._optimizer_spec)
-        n_resident = self._rules.resident or max(1, COPIES_BUDGET_BYTES // self._copy_bytes())
+        n_resident = self._rules.resident or max(1, COPIES_BUDGET_BYTES // max(1, self._copy_bytes()))
         self._shelf = CopyShelf(
             self._build_place, cuts=self._cuts, begin=self._begin_copy, n_resident=n_resident, folder=scratch
         )

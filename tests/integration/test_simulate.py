@@ -323,6 +323,29 @@ def test_one_test_set_is_named(flags, said, tmp_path):
     assert said in str(done.exception)
 
 
+@pytest.mark.parametrize("strategy", ["averaging", "consolidated"])
+@pytest.mark.parametrize(
+    "maker", ["of_other_numbers", "working_in_place", "with_nothing_to_learn", "with_drift"]
+)
+def test_odd_models_of_a_users_train_everything_on(maker, strategy, scenario, tmp_path):
+    scenario = with_run(
+        msgspec.structs.replace(scenario, cuts=("first", "second")),
+        model=f"python:tests.numerics.models:{maker}",
+        model_options={},
+        strategy=strategy,
+        rounds=1,
+        round_steps=3,
+        all_exits=True,
+        self_distillation=0.1,
+        server_exits=["third"],
+        client_sync="prefix",
+    )
+    pictures = maker != "with_drift"
+    digits = msgspec.structs.replace(scenario, data="digits") if pictures else scenario
+    result = run(digits, tmp_path / "run")
+    assert all(0 <= share.own <= 1 for device in result.devices for share in device.accuracy.values())
+
+
 @pytest.mark.parametrize("trained", ["averaging", "splitfed-shared"])
 def test_faster_numerics_train_the_same_network_nearly(trained, scenario, tmp_path):
     baseline = {"baseline": trained} if trained in MAKERS else {}

@@ -39,3 +39,53 @@ def with_drift(input_shape, n_classes, hidden=8):
         ("third", nn.Sequential(nn.Linear(hidden, hidden), Drift(), nn.ReLU())),
         ("answer", nn.Linear(hidden, n_classes)),
     ]
+
+
+class InPlace(nn.Module):
+    """Shifts what it is given, in its memory."""
+
+    def forward(self, x):
+        """As a user's module may."""
+        return x.sub_(0.25)
+
+
+class As(nn.Module):
+    """Another type of number from here on."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        """(B, ...) to the same."""
+        return x.to(self.dtype)
+
+
+def working_in_place(input_shape, n_classes, *, shift=True):
+    """Stages for pictures that each begin by changing their input where it stands."""
+    shifts = [InPlace()] if shift else []
+    return [
+        ("first", nn.Sequential(*shifts, nn.Conv2d(input_shape[0], 4, 3, padding=1))),
+        ("second", nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1))),
+        ("third", nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1))),
+        ("answer", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, n_classes))),
+    ]
+
+
+def of_other_numbers(input_shape, n_classes, dtype="bfloat16"):
+    """Stages for pictures whose weights are no float32, between which float32 passes."""
+    kind = getattr(torch, dtype)
+    return [
+        (name, nn.Sequential(As(kind), stage.to(kind), As(torch.float32)))
+        for name, stage in working_in_place(input_shape, n_classes, shift=False)
+    ]
+
+
+def with_nothing_to_learn(input_shape, n_classes):
+    """Nothing before the first cut has parameters, nor has anything behind the second."""
+    return [
+        ("first", nn.AvgPool2d(2)),
+        ("second", nn.Conv2d(input_shape[0], n_classes, 3, padding=1)),
+        ("third", nn.ReLU()),
+        ("answer", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())),
+    ]

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.numerics.same import assert_same
 from toolkit.nn.cut import cut_layers, take_segment, take_suffix
+from toolkit.nn.server_exits import build_server_exits, take_suffix_with
 from toolkit.nn.steps import (
     build_device_model,
     device_eval,
@@ -21,13 +22,18 @@ from toolkit.nn.zoo import build_network
 from toolkit.wire.job import ModelSpec, OptimizerSpec
 
 OPTIMIZER = OptimizerSpec(lr=0.1, momentum=0.9, weight_decay=0.01)
+OWN = "python:tests.numerics.models:"
 MODELS = {
     "resnet_small": ModelSpec(name="resnet_small", input_shape=[1, 8, 8], n_classes=3, options={"width": 4}),
     "resnet18": ModelSpec(name="resnet18", input_shape=[3, 16, 16], n_classes=4, options={"width": 4}),
     "cnn1d": ModelSpec(name="cnn1d", input_shape=[6, 32], n_classes=3, options={"width": 4}),
     "mlp": ModelSpec(name="mlp", input_shape=[11], n_classes=2, options={"width": 8}),
-    "dropout": ModelSpec(name="python:tests.numerics.models:with_dropout", input_shape=[3, 12], n_classes=3),
+    "dropout": ModelSpec(name=f"{OWN}with_dropout", input_shape=[3, 12], n_classes=3),
+    "float64": ModelSpec(
+        name=f"{OWN}of_other_numbers", input_shape=[1, 8, 8], n_classes=3, options={"dtype": "float64"}
+    ),
 }
+IN_PLACE = ModelSpec(name=f"{OWN}working_in_place", input_shape=[1, 8, 8], n_classes=3)
 
 
 def batch_for(model, n=6, seed=0):
@@ -152,3 +158,59 @@ def test_making_a_batch_again_changes_nothing(model):
         assert torch.equal(again.h, made.h)
         assert (again.loss, again.n_correct) == (made.loss, made.n_correct)
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_held_out_samples_stay_as_they_are_where_a_stage_works_in_place():
+    model = IN_PLACE
+    x, y = batch_for(model)
+    before = x.clone()
+    device = build_device_model(model, cut="second", exit_head="conv", optimizer=OPTIMIZER, seed=3)
+    first, again = (device_eval(device, x, y) for _ in range(2))
+    assert torch.equal(x, before)
+    assert torch.equal(first.h, again.h)
+
+
+def test_exits_on_the_way_learn_from_what_they_saw_where_the_next_stage_works_in_place():
+    """A twin that gives every stage and head memory of its own comes to the same."""
+    model = IN_PLACE
+    x, y = batch_for(model)
+    device = build_device_model(
+        model, cut="second", exit_head="conv", optimizer=OPTIMIZER, seed=3, all_exits=True
+    )
+    twins = copy.deepcopy(device.modules).train()
+    device_step(device, x.clone(), y, seed=0)
+    h, losses = x, []
+    for name, stage in twins["segment"].named_children():
+        h = stage(h.clone())
+        head = twins["exit_head"] if name == "second" else twins["shallow_heads"][name]
+        losses.append(cross_entropy(head(h.clone()), y))
+    sum(losses).backward()
+    assert_same(gradients(device.modules), gradients(twins))
+
+
+def test_so_do_exits_at_the_server():
+    model = IN_PLACE
+    _, y = batch_for(model)
+    network = build_network(model, seed=3)
+    heads = build_server_exits(network, model, ["second", "third"], exit_head="conv", seed=3, behind="first")
+    suffix = take_suffix_with(network, "first", heads)
+    twin = copy.deepcopy(suffix).train()
+    h = torch.randn(6, 4, 8, 8)
+    server_step(suffix, make_optimizer(suffix, OPTIMIZER), h.clone(), y, seed=0, exit_weight=0.5)
+    loss = 0
+    for name in ("second", "third"):
+        h = twin.get_submodule(name)(h.clone())
+        loss = loss + 0.5 * cross_entropy(twin.server_exits[name](h.clone()), y)
+    (loss + cross_entropy(twin.classifier(h), y)).backward()
+    for name, gradient in gradients(twin).items():
+        assert torch.allclose(gradient, gradients(suffix)[name], atol=1e-6), name
+
+
+def test_layers_with_nothing_to_learn_are_passed_through():
+    model = ModelSpec(name=f"{OWN}with_nothing_to_learn", input_shape=[1, 8, 8], n_classes=3)
+    x, y = batch_for(model)
+    device = build_device_model(model, cut="second", exit_head="pooled", optimizer=OPTIMIZER, seed=3)
+    suffix = take_suffix(build_network(model, seed=3), "second")
+    forward = device_step(device, x, y, seed=0)
+    made = server_step(suffix, make_optimizer(suffix, OPTIMIZER), forward.h, y, seed=0)
+    assert made.loss == cross_entropy(suffix(forward.h), y).item()

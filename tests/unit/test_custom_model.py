@@ -90,6 +90,16 @@ def tied(n_classes):
     return [("a", a), ("b", b), ("out", nn.Linear(5, n_classes))]
 
 
+class Doubles(nn.Module):
+    def forward(self, x):
+        return x.double()
+
+
+class Remembers(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 1}
+
+
 def failing():
     raise KeyError("nothing here")
 
@@ -111,6 +121,8 @@ MAKERS = {
         ("c", nn.Linear(4, n_classes)),
     ],
     "ten": lambda: [("a", nn.Linear(5, 4)), ("b", nn.Linear(4, 10))],
+    "doubles": lambda n_classes: [("a", Doubles()), ("b", nn.Linear(5, n_classes).double())],
+    "remembers": lambda n_classes: [("a", Remembers(5, 4)), ("b", nn.Linear(4, n_classes))],
     "tuple": lambda n_classes: [("a", nn.LSTM(5, 4)), ("b", nn.Linear(4, n_classes))],
     "shared": shared,
     "tied": tied,
@@ -236,6 +248,8 @@ def test_a_stage_that_holds_both_ends_of_a_skip_connection_is_taken(name, stages
             "one tensor",
         ),
         ("ten", {}, r"shape \(10,\) a sample; the data has 3 classes", "n_classes"),
+        ("doubles", {}, "Stage 'a' gives float64; what passes between stages is float32", ".float()"),
+        ("remembers", {}, r"keeps stages\.a\._extra_state, which is no parameter or buffer", "as a buffer"),
         ("tuple", {}, "'a' gives tuple for a batch of one|do not chain: input 5 -> a fails", "tensor"),
         ("shared", {}, "'a' and 'b' share a module", "one stage"),
         ("tied", {}, "'a' and 'b' share a module or its parameters", "one stage"),

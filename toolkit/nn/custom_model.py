@@ -79,8 +79,8 @@ def check_options(name: str, make: Callable[..., object], options: Mapping[str, 
 def make_custom(spec: ModelSpec, make: Callable[..., object]) -> StagedNetwork:
     """Build a user's model.
 
-    Raises: ModelError: it can't be made, its stages do not chain, a skip connection crosses a boundary, or it does
-        not give ``n_classes`` logits.
+    Raises: ModelError: it can't be made, its stages do not chain, a skip connection crosses a boundary, it does not
+        give ``n_classes`` logits, or it keeps state that can't be saved.
     """
     known, open_ended, _ = _parameters(make)
     given: dict[str, Any] = dict(spec.options)
@@ -148,6 +148,13 @@ def _check_outputs(spec: ModelSpec, network: StagedNetwork) -> None:
         raise ModelError(
             f"The model {spec.name!r} answers with shape {logits} a sample; the data has {spec.n_classes} classes.",
             hint="Let make_model take n_classes and end in a layer that gives so many logits.",
+            model=spec.name,
+        )
+    extra = next((name for name in network.state_dict() if name.endswith("_extra_state")), None)
+    if extra is not None:
+        raise ModelError(
+            f"The model {spec.name!r} keeps {extra}, which is no parameter or buffer.",
+            hint="Register as a buffer what a module has to remember; get_extra_state is not carried.",
             model=spec.name,
         )
 

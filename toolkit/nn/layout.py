@@ -79,8 +79,9 @@ def layout_of(modules: nn.Module, *, with_momentum: bool) -> SegmentLayout:
 
 
 def _end_to_end(tensors: Iterable[torch.Tensor], dtype: type[_N]) -> NDArray[_N]:
-    parts = [tensor.detach().cpu().contiguous().numpy().reshape(-1) for tensor in tensors]
-    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
+    kind = torch.float32 if dtype is np.float32 else torch.int64
+    parts = [tensor.detach().cpu().to(kind).contiguous().numpy().reshape(-1) for tensor in tensors]
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
 def _apart(places: _Places, row: NDArray[Any]) -> Iterator[tuple[str, torch.Tensor]]:

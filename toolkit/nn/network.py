@@ -86,6 +86,12 @@ def pass_through(
                 hint="Only one tensor can pass a stage's boundary.",
                 stage=name,
             )
+        if h.dtype != torch.float32 and not torch.is_autocast_enabled(h.device.type):
+            raise ModelError(
+                f"Stage {name!r} gives {str(h.dtype).removeprefix('torch.')}; what passes between stages is float32.",
+                hint="Let it end in .float(), and the stage behind it begin with the type that it computes in.",
+                stage=name,
+            )
         passed.append(f"{name} {_in_words(h.shape[1:])}")
         yield name, tuple(h.shape[1:])
 

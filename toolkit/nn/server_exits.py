@@ -46,6 +46,7 @@ class SuffixWithExits(nn.Sequential):
             h = module(h)
             if name in self.server_exits:
                 exits[name] = self.server_exits[name](h)
+                h = h.clone()  # the next stage may work in place, and the head needs what it saw
         return h, exits
 
 

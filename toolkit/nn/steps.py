@@ -182,9 +182,9 @@ def device_remake(model: DeviceModel, x: torch.Tensor, y: torch.Tensor, *, seed:
 
 @torch.no_grad()
 def device_eval(model: DeviceModel, x: torch.Tensor, y: torch.Tensor) -> Forward:
-    """Pass held-out samples through segment and exits in eval mode."""
+    """Pass held-out samples through segment and exits in eval mode; ``x`` stays as it is."""
     model.set_training(False)
-    h, logits = through_segment(model, x)
+    h, logits = through_segment(model, x.clone())
     return _forward(h, logits, y, loss=cross_entropy(logits[-1], y).item())
 
 
@@ -220,6 +220,7 @@ def through_segment(model: DeviceModel, x: torch.Tensor) -> tuple[torch.Tensor, 
         h = module(h)
         if stage in model.shallow_heads:
             logits.append(model.shallow_heads[stage](h))
+            h = h.clone()  # the next stage may work in place, and the head needs what it saw
     return h, [*logits, model.exit_head(h)]
 
 
@@ -294,7 +295,8 @@ def mixed_server_step(
             for of_exit in exits.values():
                 objective = objective + exit_weight * cross_entropy(of_exit, y)
             share = len(y) / n_samples
-            (objective * share if len(parts) > 1 else objective).backward()  # type: ignore[no-untyped-call]
+            if objective.requires_grad:  # layers without parameters have nothing to learn
+                (objective * share if len(parts) > 1 else objective).backward()  # type: ignore[no-untyped-call]
             made.append(ServerForward(logits.detach(), loss.item(), objective.item()))
     optimizer.step()
     return made

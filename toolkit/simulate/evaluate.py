@@ -19,7 +19,7 @@ from toolkit.nn.cut import depth_of
 from toolkit.nn.datasets import Dataset
 from toolkit.nn.server_exits import build_server_exits, take_suffix_with
 from toolkit.nn.steps import DeviceModel, build_device_model, through_segment, through_suffix
-from toolkit.nn.weights import load_tensors, load_training_state
+from toolkit.nn.weights import bytes_of, load_tensors, load_training_state
 from toolkit.nn.zoo import build_network
 from toolkit.runtime.preprocess import normalise
 from toolkit.simulate.data import FleetData
@@ -157,7 +157,8 @@ def ask(route: nn.Module, samples: Samples) -> Answers:
     compute = next(iter(route.parameters())).device
     found: dict[str, list[NDArray[np.float32]]] = {}
     for start in range(0, len(samples.y), EVAL_BATCH):
-        for name, logits in route(samples.x[start : start + EVAL_BATCH].to(compute)).items():
+        x = samples.x[start : start + EVAL_BATCH].to(compute, copy=True)  # a stage may work in place
+        for name, logits in route(x).items():
             found.setdefault(name, []).append(logits.float().cpu().numpy())
     return Answers({name: np.concatenate(parts) for name, parts in found.items()}, samples.y)
 
@@ -223,5 +224,5 @@ def digest_of(state: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
