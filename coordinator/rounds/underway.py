@@ -164,12 +164,10 @@ def _shallow_stages(state: CommittedState) -> dict[str, tuple[str, ...]]:
 
 
 def _check_room(item_bytes: Mapping[str, tuple[int, int]], waiting_bytes: int) -> None:
-    device, (of_batch, of_weights) = max(item_bytes.items(), key=lambda item: max(item[1]))
-    largest = max(of_batch, of_weights)
+    device, (largest, _) = max(item_bytes.items(), key=lambda item: item[1][0])
     if largest > waiting_bytes:
-        what = "a batch" if of_batch >= of_weights else "what it hands over of its weights"
         raise ConfigError(
-            f"run.waiting_bytes = {waiting_bytes} has no room for {what} of {device}, which takes {largest} bytes.",
+            f"run.waiting_bytes = {waiting_bytes} has no room for a batch of {device}, which takes {largest} bytes.",
             hint=f"Raise it: --set run.waiting_bytes={FLOOR * largest} or more, a resumed run's in its config.toml."
             " Or lower run.batch_size, or let the device be cut where its activations are smaller.",
             device=device,

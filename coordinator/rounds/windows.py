@@ -140,6 +140,9 @@ class Windows:
     ) -> None:
         """Grant what is left: two batches to everybody, then what links need, then the rest to run ahead on."""
         order = sorted(wishes, key=lambda device: (device != turn, devices[device].share_taken, device))
+        if left == self._budget_bytes:  # weights larger than the budget travel alone
+            first = devices[order[0]]
+            left = max(left, self._bytes_of(order[0], first, first.limit, first.limit + 1))
         floors = {device: self._stop(devices[device], FLOOR) for device in wishes}
         needs = {
             device: self._stop(devices[device], max(FLOOR, self.pipes[device].batches)) for device in wishes

@@ -133,6 +133,19 @@ def test_what_is_granted_never_exceeds_the_budget_and_the_round_ends(n, batch_mb
     assert turn() is None
 
 
+def test_weights_larger_than_the_budget_travel_alone():
+    devices = {device: DeviceRound(1, 0, n_weights=1) for device in ("ant", "bee")}
+    windows = windows_of(devices, budget=5, weights_bytes=15 * MB)
+    windows.grant(devices, nobody)
+    assert limits(devices) == {"ant": 2, "bee": 2}
+    devices["ant"].next = devices["bee"].next = 2
+    windows.grant(devices, nobody)
+    assert limits(devices) == {"ant": 3, "bee": 2}
+    devices["ant"].next = 3
+    windows.grant(devices, nobody)
+    assert limits(devices) == {"ant": 3, "bee": 3}
+
+
 def test_weights_at_a_lists_end_count_with_their_own_length():
     devices = {"ant": DeviceRound(1, 0, n_weights=1), "bee": DeviceRound(8, 0)}
     windows = windows_of(devices, budget=20, weights_bytes=15 * MB)
