@@ -24,6 +24,7 @@ from tests.faults.sim.models import (
     ChainModel,
     ChainPlanner,
     ChainSegments,
+    spoiled,
 )
 from tests.faults.sim.net import SimLink
 from tests.faults.sim.stage import (
@@ -186,6 +187,10 @@ class Cast(Stage):
             conduct=Conduct(accept_weights="coordinator", chunk_bytes=CHUNK_BYTES, draw=drawn.randbytes),
             connect_s=FOR_EVER_S,
         )
+        if device in self._scenario.unfit:
+            sender = process.mover._sender
+            send = sender._send
+            sender._send = lambda run, payload: send(run, spoiled(payload))  # type: ignore[method-assign]
         self._processes[name] = process
         process.mover.start()
         self._wake(process, self.now_s)

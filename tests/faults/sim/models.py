@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from coordinator.fleet.planning import FleetPlan
 from coordinator.fleet.registry import DataFacts
@@ -17,8 +18,9 @@ from coordinator.strategy.base import PooledBatch, Strategy, SubBatch
 from device_agent.course import Course, Cursor
 from toolkit.config import Run
 from toolkit.errors import CheckpointError
+from toolkit.wire import frames
 from toolkit.wire.job import Job, ModelSpec, SyncSpec
-from toolkit.wire.messages import Hello, Lowered
+from toolkit.wire.messages import Hello, Lowered, Payload
 from toolkit.wire.payloads import Batch
 from toolkit.wire.weights import FlatWeights, RowLengths, to_weights
 
@@ -26,6 +28,8 @@ CUT = "stem"
 WIDTH = 4
 BATCH_SIZE = 2
 ACTIVATION_LIMIT = 1000.0
+NOT_FINITE = np.float32(3e38)
+"""Stands for a value that is not finite until it is past an honest sender's check."""
 BATCH_BYTES = BATCH_SIZE * (4 * WIDTH + 8)
 """A batch in the coordinator's memory: activations and labels."""
 SPACE = 2**256
@@ -58,6 +62,16 @@ def in_numbers(state: str) -> FlatWeights:
 
 def from_numbers(weights: FlatWeights) -> str:
     return weights.values.astype("<u2").tobytes().hex()
+
+
+def spoiled(payload: bytearray) -> bytearray:
+    """The payload with NaN or infinity in place of ``NOT_FINITE``, and the digest that belongs to it."""
+    header, body = frames.decode(payload)
+    if not isinstance(header, Payload) or body[:4] != NOT_FINITE.tobytes():
+        return payload
+    value = np.float32(np.nan if header.seq % 2 else -np.inf)
+    content = value.tobytes() + bytes(body[4:])
+    return frames.encode(structs.replace(header, sha256=sha256(content).digest()), [content])
 
 
 class ChainLayout:
@@ -267,10 +281,13 @@ class ChainCourse(Course):
         h = np.frombuffer(drawn[: BATCH_SIZE * WIDTH], np.uint8).astype(np.float32).reshape(BATCH_SIZE, WIDTH)
         y = np.array([drawn[-1] % 2, drawn[-2] % 2], np.int64)
         if is_unfit(seq, self._unfit_every):
-            if self.round % 2:
-                h[0, 0] = 10 * ACTIVATION_LIMIT
-            else:
-                y[0] = 2  # there are two classes
+            match (self.round + seq) % 4:
+                case 0:
+                    y[0] = 2  # there are two classes
+                case 1:
+                    h[0, 0] = 10 * ACTIVATION_LIMIT
+                case _:
+                    h[0, 0] = NOT_FINITE  # see "spoiled"
         return Batch(kind, h, y, exit_loss=1.0, exit_correct=1, segment_step=self.n_steps, remade=remade)
 
 

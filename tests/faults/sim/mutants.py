@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -9,6 +10,8 @@ import msgspec
 
 from coordinator.fleet.intake import Intake
 from coordinator.fleet.planning import Planner
+from coordinator.rounds.device_round import DeviceRound
+from coordinator.rounds.loop import RoundLoop
 from coordinator.rounds.underway import Underway
 from coordinator.server import Coordinator
 from device_agent.agent import Agent
@@ -148,6 +151,19 @@ class UnfitApplied(Coordinator):
         self._hearing._intake = Intake(0.0)
 
 
+class NeverParked(Coordinator):
+    """Whatever a device sends, the round waits for the rest of it."""
+
+    def _begin(self, underway: Underway) -> None:
+        super()._begin(underway)
+        underway.loop._put_aside = partial(self._without_parking, underway.loop)  # type: ignore[method-assign]
+
+    def _without_parking(self, loop: RoundLoop, device: str, held: DeviceRound) -> None:
+        n_refused, held.n_refused = held.n_refused, -(10**6)
+        RoundLoop._put_aside(loop, device, held)
+        held.n_refused += 10**6 + n_refused
+
+
 class SenderByBatchId(Sender):
     """Two renderings of a batch have one payload id."""
 
@@ -213,6 +229,7 @@ MUTANTS = {
     "newest-generation watermark": Makers(coordinator=NewestGenerationWatermark),
     "older term accepted": Makers(coordinator=OlderTermAccepted),
     "twins unseen": Makers(coordinator=TwinsUnseen),
+    "never parked": Makers(coordinator=NeverParked),
     "unfit is applied": Makers(coordinator=UnfitApplied),
     "weights taken at any time": Makers(agent=AnyRoundTaken),
 }

@@ -40,6 +40,7 @@ from toolkit.wire import chunks, frames, payloads
 from toolkit.wire.messages import Chunk, State, Weights
 from toolkit.wire.weights import to_weights
 
+PARK_AFTER = 8
 Item = tuple[str, int, int]
 
 
@@ -133,6 +134,7 @@ def judge(
     strategy: str,
     seed: int,
     unfit: Mapping[str, int],
+    n_waiting: int,
 ) -> list[str]:
     """(a), (c), (d), (e) over a whole ledger, and P1: what is unfit is refused and nothing else is."""
     return [
@@ -143,6 +145,7 @@ def judge(
         *_replayed(entries, theta=theta, copies=copies, strategy=strategy, seed=seed),
         *_made_one(entries, tape, made=made),
         *_refused(entries, unfit),
+        *_parked(entries, n_waiting),
     ]
 
 
@@ -251,6 +254,28 @@ def _refused(entries: list[Entry], unfit: Mapping[str, int]) -> list[str]:
         if isinstance(entry, Applied | Refused)
         and isinstance(entry, Refused) != is_unfit(entry.seq, unfit.get(entry.device, 0))
     ]
+
+
+def _parked(entries: list[Entry], n_waiting: int) -> list[str]:
+    """(P1) a device is parked after so many refusals in a round, and not before: what is refused then was here already."""
+    problems = []
+    n_train: dict[str, int] = {}
+    n_refused: dict[str, int] = defaultdict(int)
+    ever: set[str] = set()
+    for entry in entries:
+        match entry:
+            case Opened(owed=owed):
+                n_train = {device: n for device, (n, _) in owed.items()}
+                n_refused.clear()
+            case Refused(device=device, seq=seq) if seq <= n_train[device]:
+                n_refused[device] += 1
+                if n_refused[device] >= PARK_AFTER:
+                    ever.add(device)
+                if n_refused[device] >= PARK_AFTER + n_waiting:
+                    problems.append(f"(P1) {entry} comes after {n_refused[device] - 1} others in its round")
+            case Void(device=device, reason="parked") if device not in ever:
+                problems.append(f"(P1) {entry}, and nothing it is parked for")
+    return problems
 
 
 def _mixed(theta: str, pool: dict[tuple[str, int], str], *, round_: int, strategy: str, seed: int) -> str:

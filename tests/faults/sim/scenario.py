@@ -132,6 +132,14 @@ def scenario_of(seed: int) -> Scenario:
                 shares=new.random() < 0.5,
             )
         )
+    waiting_bytes = more.choice((2**28, 2**28, 6 * BATCH_BYTES, 3 * BATCH_BYTES))
+    unfit = {more.choice(devices): more.choice((1, 2, 3))} if more.random() < 0.3 else {}
+    sync_every = more.choice((0, 0, 1, 2))
+    if new.random() < 0.1:  # enough of what is unfit to be parked for
+        parked = new.choice(devices)
+        lists[parked] = new.randint(14, 18), lists[parked][1]
+        unfit = {parked: 1}
+        waiting_bytes = 3 * BATCH_BYTES
     return Scenario(
         seed=seed,
         lists=lists,
@@ -146,9 +154,9 @@ def scenario_of(seed: int) -> Scenario:
         faults=tuple(sorted(faults, key=lambda fault: fault.at_s)),
         failpoints=failpoints,
         gone=frozenset(gone),
-        waiting_bytes=more.choice((2**28, 2**28, 6 * BATCH_BYTES, 3 * BATCH_BYTES)),
-        unfit={more.choice(devices): more.choice((1, 2, 3))} if more.random() < 0.3 else {},
-        sync_every=more.choice((0, 0, 1, 2)),
+        waiting_bytes=waiting_bytes,
+        unfit=unfit,
+        sync_every=sync_every,
     )
 
 

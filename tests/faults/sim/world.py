@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from coordinator.store.ledger import Entry, read_ledger
 from coordinator.store.run_folder import RunFolder
 from tests.faults.sim.cast import Cast
-from tests.faults.sim.models import FILE
+from tests.faults.sim.models import BATCH_BYTES, FILE
 from tests.faults.sim.oracle import judge, model_in
 from tests.faults.sim.scenario import Failpoint, Fault
 from tests.faults.sim.stage import FOLDER, RESTART_S, RUN, CrashedError
@@ -193,6 +193,7 @@ class World(Cast):
                 copies=copies,
                 made=made,
                 unfit=self._scenario.unfit,
+                n_waiting=self._scenario.waiting_bytes // BATCH_BYTES,
                 strategy=self._scenario.strategy,
                 seed=self._scenario.seed,
             )
