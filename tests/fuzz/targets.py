@@ -242,6 +242,15 @@ def _packed(*headers: bytes) -> bytes:
     return b"".join(len(header).to_bytes(2) + header for header in headers)
 
 
+_LONG_PROFILES = (
+    b"schema = " + b"9" * 4301,
+    b"a." * 1000 + b"a = 1",
+    b"[" + b"a." * 1000 + b"a]",
+    b"a = " + b"[" * 1000,
+)
+"""What a mutation of a few bytes does not make: numbers, keys and lists longer than any reader was made for."""
+
+
 def _profile_seed() -> bytes:
     return (ROOT / "profiles/emulated/small.toml").read_bytes()
 
@@ -335,7 +344,7 @@ def make_targets() -> dict[str, Target]:
             ],
         ),
         "seat": Target(_seat, remote, [_packed(by_type["Hello"], _hello(b"\1"), by_type["Hello"])]),
-        "profile": Target(_profile, (ProfileError,), [_profile_seed()]),
+        "profile": Target(_profile, (ProfileError,), [_profile_seed(), *_LONG_PROFILES]),
         "manifest": Target(_manifest, (BundleError,), [_manifest_seed()]),
         "ledger": Target(_ledger, (CheckpointError,), [_ledger_seed()]),
         "checkpoint": Target(_checkpoint, (CheckpointError,), [_checkpoint_seed()]),
