@@ -56,10 +56,8 @@ def parse_struct(text: str, type_: type[T], *, where: str, error: type[HseeError
         )
     try:
         data = tomllib.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as exc:  # a ValueError that is no TOMLDecodeError: a number of 4301 digits
+    # Not TOMLDecodeError only: a number of 4301 digits is a plain ValueError.
+    except (ValueError, RecursionError) as exc:
         raise error(
             f"{where} is no valid TOML: {exc}.",
             hint=f"Correct that line. {hint}".rstrip(),
