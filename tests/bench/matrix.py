@@ -49,7 +49,10 @@ def say(text: str) -> None:
 
 
 def run(row: Row, folder: Path) -> None:
-    """Run one row, unless it is done or another process is at it; the cost is kept and printed."""
+    """Run one row, unless it is done or another process is at it; the cost is kept and printed.
+
+    Raises: RunError: the command failed; its answer is told.
+    """
     kept = folder / f"{row.file_name}.json"
     try:
         lock = FileLock(folder / "locks" / row.file_name, taken=RunError("taken"))
@@ -63,7 +66,9 @@ def run(row: Row, folder: Path) -> None:
         command += row.arguments
         say(f"{row.file_name}: {' '.join(command[1:])}")
         began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False, text=True)
+        if done.returncode:  # with --json the reason stands where the answer would
+            raise RunError(f"{row.file_name} ended with exit status {done.returncode}:\n{done.stdout}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         cost = {"cpu_s": cpu_s, "wall_s": time.monotonic() - began}
