@@ -193,6 +193,7 @@ def test_torchvision_reads_pictures_also_beside_another_torch(tmp_path):
         ({"x": np.zeros((0, 2)), "y": []}, DataError, "no samples"),
         ({"y": [1, 1, 1, 1]}, DataError, "one class only: '1'"),
         ({"x": [[1, 2], [3, np.nan], [5, 6], [np.inf, 8]]}, DataError, "the first is sample 1"),
+        ({"x": [[1, 2], [3, -2e15], [5, 6], [7, 8]]}, DataError, "a value of magnitude 2e+15; at most 1e+15"),
         ({"y": [0, 1, 2, 0], "classes": ["a", "b"]}, DataError, "label 2 of sample 2"),
         ({"y": ["a", "b", "bb", "a"], "classes": ["a", "b"]}, DataError, "Did you mean 'b'"),
         ({"y": [0, 1, -1, 0], "classes": ["a", "b"]}, DataError, "count from 0 to 1"),

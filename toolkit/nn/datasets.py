@@ -32,6 +32,8 @@ TORCHVISION_SETS = {
 }
 """Our names of torchvision's classes; each is read as its training part, or as its test part by ``NAME:test``."""
 _PARTS = ("train", "test")
+MAX_MAGNITUDE = 1e15
+"""Of a value, so that its square still is a number that travels in a summary of the data."""
 MIN_CLASSES = 2
 
 
@@ -308,6 +310,12 @@ def make_dataset(
             f"{name}: {bad.size} of {len(samples)} samples hold NaN or infinite values, the first is sample {bad[0]}.",
             hint="Remove or fill them.",
             first=int(bad[0]),
+        )
+    if (largest := float(np.abs(samples).max())) > MAX_MAGNITUDE:
+        raise DataError(
+            f"{name}: a sample holds a value of magnitude {largest:.3g}; at most {MAX_MAGNITUDE:.0e} can be trained on.",
+            hint="Bring the values to a common scale, or look for damaged samples.",
+            largest=largest,
         )
     indices, names = _index_labels(labels, classes, name)
     n_present = len(np.unique(indices))
