@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from coordinator.model.aggregate import CrossLayerMean
+from coordinator.model.segments import Segments
 from tests.numerics import oracle
 from tests.numerics.same import assert_same
+from toolkit.nn.steps import build_device_model
+from toolkit.wire.job import Job, ModelSpec, SyncSpec
 
 
 def one(value, dtype=torch.float32):
@@ -125,3 +128,42 @@ def test_the_oracles_mean_is_the_one_worked_out_by_hand():
     assert made["a"] == made["absent"] == mean
     assert made["b"] == {"l3.weight": 2, "l4.weight": -1}
     assert made["c"] == {"l4.weight": -1}
+
+
+@pytest.mark.parametrize(("bn", "variance"), [("mean", 4.0), ("pooled", 13.0)])
+def test_segments_are_made_one_by_the_runs_rule_for_batch_norm(bn, variance, tmp_path):
+    """Two hold the stem's statistics: means 1 and 7, variances 2 and 6; (2 + 1 + 6 + 49) / 2 - 4 squared is 13."""
+    jobs = {
+        device: Job(
+            run="r1",
+            model=ModelSpec(name="resnet_small", input_shape=[1, 8, 8], n_classes=3, options={"width": 4}),
+            cut=cut,
+            classes=["a", "b", "c"],
+            mean=[0.0],
+            std=[1.0],
+            seed=3,
+            batch_size=8,
+            rounds=2,
+            exit_head="pooled",
+            sync=SyncSpec(mode="prefix"),
+        )
+        for device, cut in (("a", "stem"), ("b", "layer1"))
+    }
+    segments = Segments(jobs, bn=bn, scratch=tmp_path)
+    gathered = {}
+    for device, mean, var in (("a", 1.0, 2.0), ("b", 7.0, 6.0)):
+        job = jobs[device]
+        model = build_device_model(
+            job.model, cut=job.cut, exit_head=job.exit_head, optimizer=job.optimizer, seed=3
+        )
+        model.segment.stem.bn1.running_mean.fill_(mean)
+        model.segment.stem.bn1.running_var.fill_(var)
+        gathered[device] = model.modules.state_dict()
+        segments.gather(device, gathered[device])
+    segments.make_one(["b", "a"], round_=1)
+    made = {device: segments.layout_of(device).named(segments.of(device)) for device in jobs}
+    for device in jobs:
+        assert made[device]["segment.stem.bn1.running_mean"].unique().tolist() == [4.0]
+        assert made[device]["segment.stem.bn1.running_var"].unique().tolist() == [variance]
+        head = "exit_head.fc.weight"  # at another stage than the other's
+        assert torch.equal(made[device][head], gathered[device][head])
