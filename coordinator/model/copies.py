@@ -94,7 +94,7 @@ class CopyShelf:
 
     def states(self) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
         """Every copy's state, ascending by device id; those on disk are read one at a time."""
-        for device in sorted(self._parked | self._here.keys()):
+        for device in sorted(self._parked.keys() | self._here.keys()):
             held = self._here.get(device)
             yield device, self._parked[device] if held is None else held[0].state()
 

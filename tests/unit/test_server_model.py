@@ -199,6 +199,15 @@ def test_a_disk_that_takes_no_copy_is_told(tmp_path):
         ScratchFile(tmp_path / "file" / "scratch" / "copy-a", {"w": torch.zeros(2)})
 
 
+def test_copies_are_summed_by_device_id_wherever_they_are(tmp_path):
+    """A sum of floats depends on its order."""
+    model = make_model(tmp_path, Averaging(resident_copies=2))
+    for device in "dbca":
+        model.apply(device, batch(1), round_=1, seq=1)
+    assert model.resident == {"c", "a"}
+    assert [device for device, _ in model._shelf.states()] == list("abcd")
+
+
 def test_a_copy_on_disk_that_is_gone_is_told(tmp_path):
     model = make_model(tmp_path, Averaging())
     shelf = model._shelf
