@@ -204,6 +204,7 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
         data=data.summary(),
         profile=profile,
         make_trainer=bench.make_trainer,
+        saved_place=bench.saved_place,
         measure=measure,
         clock=time.monotonic,
         say=tell,

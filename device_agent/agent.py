@@ -77,11 +77,12 @@ class Agent:
         measure: called when the coordinator asks for a profile; returns it as TOML text.
         clock: monotonic seconds.
         say: takes each line that whoever watches should read.
+        saved_place: says for a run how far what was saved of it has come, as (round, seq), before its job is here.
         conduct: what this device does and lets be done to it.
         connect_s: how long the first connection may take; later ones are tried for ever.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a process is made of
         self,
         link: Link,
         *,
@@ -94,6 +95,7 @@ class Agent:
         measure: Callable[[MeasureRequest], str],
         clock: Callable[[], float],
         say: Callable[[str], None],
+        saved_place: Callable[[str], tuple[int, int]] = lambda _run: (0, 0),
         conduct: Conduct = USUAL_CONDUCT,
         connect_s: float = CONNECT_S,
     ) -> None:
@@ -110,6 +112,7 @@ class Agent:
         self._sender = Sender(link, topics, device, conduct)
         self._alone_said = False
         self._session = DeviceState(boot_nonce)
+        self._saved_place = saved_place
         self._trainer: TrainsRounds | None = None
         self._job: Job | None = None
         self._ready: OrderedDict[int, Batch] = OrderedDict()
@@ -405,6 +408,7 @@ class Agent:
         if self._fetching is not None:
             self._fetching.forget()
         self._link.subscribe(self._topics.down(run, self._device))
+        round_, seq = self.trained if self._trainer else self._saved_place(run)
         self._up(
             Hello(
                 device=self._device,
@@ -413,8 +417,8 @@ class Agent:
                 software=f"hsee {__version__}",
                 data=self._data,
                 profile=self._profile,
-                trained_round=self.trained[0],
-                trained_seq=self.trained[1],
+                trained_round=round_,
+                trained_seq=seq,
                 accept_weights=self._conduct.accept_weights,
             )
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from device_agent.course import CHECKPOINT_EVERY_S, Course, Cursor
 from device_agent.local_data import LocalData
+from device_agent.saved_place import CURSOR
 from device_agent.state import DeviceFolder
 from toolkit.errors import RemoteProtocolError, TrainingError
 from toolkit.nn.compute import choose_compute
@@ -37,8 +38,6 @@ from toolkit.wire.messages import Lowered, PayloadKind
 from toolkit.wire.payloads import Batch
 from toolkit.wire.weights import FlatWeights, to_logits, to_weights
 
-CURSOR = "cursor"
-"""Name of the tensor that says how far training has come."""
 EXTRA_ROUND = 2**31
 """The recipes of extra steps are those of rounds from this one on: a run has fewer."""
 TAKEN = "taken/"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from device_agent.local_data import LocalData
+from device_agent.saved_place import saved_place
 from toolkit.config import Settings
 from toolkit.errors import BrokerError, MachineError, ModelError
 from toolkit.link.base import BrokerAddress, Link
@@ -43,6 +44,13 @@ class Workbench:
         self._limited = False
         self._folder: DeviceFolder | None = None
 
+    def saved_place(self, run: str) -> tuple[int, int]:
+        """How far what this device saved of a run has come, as (round, seq)."""
+        return saved_place(self._path(run))
+
+    def _path(self, run: str) -> Path:
+        return Path(self._settings.fleet.home) / run / "devices" / self._device
+
     def make_trainer(self, job: Job) -> Trainer:
         """Make the trainer of a job; what this device saved of the run is taken up.
 
@@ -55,7 +63,7 @@ class Workbench:
 
         if self._folder is not None:
             self._folder.close()
-        self._folder = DeviceFolder(Path(self._settings.fleet.home) / job.run / "devices" / self._device)
+        self._folder = DeviceFolder(self._path(job.run))
         trainer = Trainer(
             job,
             device=self._device,

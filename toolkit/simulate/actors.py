@@ -9,8 +9,9 @@ from typing import Any
 
 from coordinator.model.server_model import ServerModel
 from coordinator.strategy.base import SubBatch
+from device_agent.saved_place import CURSOR
 from device_agent.state import BEFORE_FILE, TRAINING_FILE
-from device_agent.trainer import CURSOR, Trainer
+from device_agent.trainer import Trainer
 from toolkit.nn.compute import Numerics
 from toolkit.nn.weights import load_tensors
 from toolkit.simulate.times import FORWARD_SHARE, ActorClock
