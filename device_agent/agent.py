@@ -167,7 +167,7 @@ class Agent:
             self._pace.looked(self._clock(), self._link.outstanding_bytes)
         for event in self._link.poll(0.0 if busy else timeout_s):
             self._on_link(event)
-        self._feed(session.Tick(self._clock()))
+        self._feed(session.Tick(self._clock(), is_sending=self._link.outstanding_bytes > 0))
 
     def result(self) -> str:
         """Say how the run ended for this device.

@@ -95,7 +95,8 @@ def device_edges() -> set[Edge]:
 
     def settle(state: DeviceState) -> DeviceState:
         flow = state.flow and msgspec.structs.replace(state.flow, n=1)
-        return replace(state, flow=flow, cursor=1, asked_at=0.0, heard_at=0.0, looked_at=0.0, named_since=0.0)
+        times = dict.fromkeys(("asked_at", "heard_at", "looked_at", "named_since", "named_again"), 0.0)
+        return replace(state, flow=flow, cursor=1, **times)
 
     def follow(state: DeviceState) -> Iterable[tuple[str, DeviceState, str]]:
         for label, event in device_events(state).items():

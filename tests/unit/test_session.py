@@ -261,17 +261,22 @@ def sent_two(at: float) -> DeviceState:
     return state
 
 
+def told(state: DeviceState, now: float, **changes: int) -> DeviceState:
+    """One message of the coordinator, taken at once."""
+    return run(state, flow(now=now, limit=4, **changes), Tick(now))[0]
+
+
 def test_a_batch_is_sent_again_once_it_was_named_long_enough_after_it_was_sent():
-    early, _ = run(sent_two(1.0), flow(now=1.0 + RESEND_AFTER_S - 0.01, n=3, limit=4))
+    early = told(sent_two(1.0), 1.0 + RESEND_AFTER_S - 0.01, n=3)
     assert may_send(early) == range(3, 4)
-    late, _ = run(early, flow(now=1.0 + RESEND_AFTER_S, n=4, limit=4))
+    late = told(early, 1.0 + RESEND_AFTER_S, n=4)
     assert may_send(late) == range(1, 4)
 
 
 def test_sending_again_starts_the_wait_anew():
-    state, _ = run(sent_two(0.0), flow(now=RESEND_AFTER_S, n=3, limit=4), Sent(1, 7.0), Sent(2, 7.0))
-    state, _ = run(state, flow(now=7.0 + RESEND_AFTER_S - 0.01, n=4, limit=4))
-    assert may_send(state) == range(3, 4)
+    state, _ = run(told(sent_two(0.0), RESEND_AFTER_S, n=3), Sent(1, 7.0), Sent(2, 7.0))
+    assert may_send(told(state, 7.0 + RESEND_AFTER_S - 0.01, n=4)) == range(3, 4)
+    assert may_send(told(state, 7.0 + RESEND_AFTER_S, n=4)) == range(1, 4)
 
 
 def test_time_alone_sends_nothing_again():
@@ -280,8 +285,24 @@ def test_time_alone_sends_nothing_again():
 
 
 def test_progress_starts_the_wait_anew():
-    state, _ = run(sent_two(0.0), flow(now=4.0, n=3, next=2, limit=4))
-    state, _ = run(state, flow(now=4.0 + RESEND_AFTER_S - 0.01, n=4, next=2, limit=4))
+    state = told(sent_two(0.0), 4.0, n=3, next=2)
+    assert may_send(told(state, 4.0 + RESEND_AFTER_S - 0.01, n=4, next=2)) == range(3, 4)
+
+
+def test_what_has_not_left_the_device_is_not_lost():
+    """A batch that takes half a minute to travel is sent once; the wait begins when it has gone."""
+    state = sent_two(0.0)
+    for second in range(5, 31, 5):
+        state, _ = run(state, flow(now=second, n=second, limit=4), Tick(second, is_sending=True))
+        assert may_send(state) == range(3, 4)
+    assert may_send(told(state, 30.0 + RESEND_AFTER_S - 0.01, n=31)) == range(3, 4)
+    assert may_send(told(state, 30.0 + RESEND_AFTER_S, n=32)) == range(1, 4)
+
+
+def test_of_messages_that_waited_for_a_long_step_the_newest_counts():
+    """A device that computed for a minute finds twelve: the first names what was taken long ago."""
+    burst = [flow(now=60.0, n=n, next=1 if n < 10 else 3, limit=4) for n in range(3, 15)]
+    state, _ = run(sent_two(0.0), *burst, Tick(60.0))
     assert may_send(state) == range(3, 4)
 
 

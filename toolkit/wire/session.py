@@ -78,9 +78,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed."""
+    """All that had come was taken, and time passed; ``is_sending``: what was handed over has not all left yet."""
 
     now: float
+    is_sending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,8 @@ class DeviceState:
     Attributes:
         flow: the highest state message obeyed, if any.
         cursor: next seq of ``flow.round`` to hand over.
-        named_since: when ``flow.next`` was first named, or handed over since, for sending again.
+        named_since: when ``flow.next`` was first named, or handed over since and gone, for sending again.
+        named_again: when a later message named it too.
         asked_at: when the last hello was said.
         looked_at: when the bridge word was asked for anew.
         heard_at: when the coordinator last said something that counted.
@@ -156,6 +158,7 @@ class DeviceState:
     flow: State | None = None
     cursor: int = 1
     named_since: float = 0.0
+    named_again: float = 0.0
     asked_at: float = 0.0
     looked_at: float = 0.0
     heard_at: float = 0.0
@@ -303,19 +306,23 @@ def _on_flow(state: DeviceState, flow: State, now: float) -> tuple[DeviceState, 
     elif old.next != flow.next:
         state = replace(state, cursor=max(state.cursor, flow.next), named_since=now)
     else:
-        state = _resend_if_stuck(state, now)
+        state = replace(state, named_again=now)
     # PROTOCOL.md 8: "A device that is told of a plan for which it holds no assignment MUST say hello."
     lacks_job = state.phase is DevicePhase.JOINED and flow.phase == "training"
     outdated_job = state.phase is DevicePhase.TRAINING and flow.plan_version > state.plan_version
     return _hello(state, now) if lacks_job or outdated_job else (state, [])
 
 
-def _resend_if_stuck(state: DeviceState, now: float) -> DeviceState:
-    """Rule 8: sent, and yet named as next for so long: it was lost."""
+def _resend_if_stuck(state: DeviceState, tick: Tick) -> DeviceState:
+    """Rule 8: sent, and yet named as next for so long, by the newest message that has come: it was lost."""
     flow = state.flow
-    if flow is None or state.cursor <= flow.next or now - state.named_since < RESEND_AFTER_S:
+    if flow is None or state.cursor <= flow.next:
         return state
-    return replace(state, cursor=flow.next, named_since=now)
+    if tick.is_sending:  # it can't have been taken: nobody has it yet
+        return replace(state, named_since=tick.now)
+    if state.named_again - state.named_since < RESEND_AFTER_S:
+        return state
+    return replace(state, cursor=flow.next, named_since=tick.now)
 
 
 def _on_measured(state: DeviceState, event: Measured) -> tuple[DeviceState, list[Action]]:
@@ -325,6 +332,7 @@ def _on_measured(state: DeviceState, event: Measured) -> tuple[DeviceState, list
 
 
 def _on_tick(state: DeviceState, event: Tick) -> tuple[DeviceState, list[Action]]:
+    state = _resend_if_stuck(state, event)
     if state.other_run:
         state, actions = _on_other_run(state, event.now)
         if actions:
