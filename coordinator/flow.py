@@ -78,7 +78,7 @@ class Flow:
             n=seat.n,
             phase=phase,
             round=loop.round,
-            next=loop.devices[device].next,
+            next=loop.devices[device].wanted,
             limit=loop.limit(device),
             watermark_round=watermark_round,
             watermark_seq=watermark_seq,

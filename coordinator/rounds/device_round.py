@@ -121,6 +121,12 @@ class DeviceRound:
             return "weights"
         return "train" if seq <= self.n_train else "eval"
 
+    @property
+    def wanted(self) -> int:
+        """First seq of its list that is not here: neither taken up, nor waiting for its turn behind those that are."""
+        seq = next(seq for seq in itertools.count(self.next) if seq not in self.waiting)
+        return seq + (self.weights is not None and seq == self.n_owed)
+
     def n_ready(self) -> int:
         """Training batches that are here in order."""
         return max(0, self.ready_to - self.next)
@@ -135,16 +141,15 @@ class DeviceRound:
     def excuse(self, reason: str) -> None:
         """Wait for it no longer: it has no more credit, and what is here behind a gap is of no use."""
         self.excused = reason
-        self.limit = self.next
-        end = next(seq for seq in itertools.count(self.next) if seq not in self.waiting)
-        self.waiting = {seq: delivery for seq, delivery in self.waiting.items() if seq < end}
-        if end < self.n_owed:
+        wanted = self.limit = self.wanted
+        self.waiting = {seq: delivery for seq, delivery in self.waiting.items() if seq < wanted}
+        if wanted <= self.n_owed:
             self.weights = None
 
     def expect(self) -> None:
         """Wait for it again; what waits here already counts as credit used."""
         self.excused = ""
-        self.limit = self.next + len(self.waiting) + (self.weights is not None)
+        self.limit = self.wanted
 
     def as_committed(self) -> OpenDevice:
         """What a commit within the round keeps: held-out batches are asked for again."""

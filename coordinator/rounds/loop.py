@@ -199,7 +199,7 @@ class RoundLoop:
     def limit(self, device: str) -> int:
         """First seq that a device may not send yet."""
         held = self.devices[device]
-        return held.next if held.excused else max(held.limit, held.next)
+        return held.wanted if held.excused else max(held.limit, held.wanted)
 
     def grant(self) -> None:
         """Give devices the credit that there is room for."""

@@ -1,13 +1,18 @@
 """Rule 14 in virtual time: a long fat link is kept busy, devices run ahead, and memory holds; mutants do not."""
 
+from collections import Counter
+
 import pytest
 
 from coordinator.rounds import windows
 from coordinator.rounds.windows import FLOOR, Windows
 from tests.faults.sim.models import BATCH_BYTES
 from tests.faults.sim.net import Weather
+from tests.faults.sim.oracle import Tape
 from tests.faults.sim.scenario import Scenario
 from tests.faults.sim.world import World
+from toolkit.wire import frames
+from toolkit.wire.messages import Chunk
 
 LONG = Weather(delay_s=0.1)
 """400 ms from telling credit to what comes of it: there and back, by way of the broker."""
@@ -116,3 +121,23 @@ def test_a_fleet_too_large_for_the_memory_goes_on_one_after_the_other(strategy, 
     )
     assert not problems
     assert seconds < 60.0
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+def test_who_waits_for_others_sends_each_batch_once(strategy, monkeypatch):
+    """Batches that wait for their turn have come: the state message names what has not."""
+    n_sent, published = Counter(), Tape.agent_published
+
+    def counted(tape, device, process, topic, payload):
+        if topic.endswith("/up"):
+            message, _ = frames.decode(payload)
+            n_sent[device] += isinstance(message, Chunk) and not message.index
+        published(tape, device, process, topic, payload)
+
+    monkeypatch.setattr(Tape, "agent_published", counted)
+    lists = dict.fromkeys(("ant", "bee", "cat"), (4, 1))
+    problems, _ = play(
+        strategy, lists, {"ant": 20.0, "bee": 0.1, "cat": 0.1}, budget=48, weather=Weather(0.02)
+    )
+    assert problems == []
+    assert n_sent == dict.fromkeys(lists, 10)
