@@ -69,7 +69,9 @@ class Rivals:
             now: monotonic seconds.
             is_evicted: another process has the account.
         """
-        if self._is_new and self._is_newcomer(now):
+        # Another run's coordinator has an account of its own: an unsteady link is no sign of it, and its word may be a ghost's.
+        is_by_twin = self._elder is not None and self._elder.run == self._own.run
+        if self._is_new and is_by_twin and self._is_newcomer(now):
             return True
         self._is_new = self._is_new and not self._is_echoed
         return is_evicted and self._met is not None and self._insists(self._met, now)
