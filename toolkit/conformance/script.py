@@ -195,11 +195,8 @@ class Script(Player):
             "drawn at random for each rendering",
             wrong=unless(len(ids) == len(stage.batches), "two payloads have one payload id"),
         )
-        unsaid = [
-            b.header.seq
-            for b in again
-            if b.header.sha256 != earlier[b.header.seq].header.sha256 and not b.header.remade
-        ]
+        pairs = [(earlier[b.header.seq].header, b.header) for b in again if b.header.seq in earlier]
+        unsaid = [now.seq for then, now in pairs if now.sha256 != then.sha256 and not now.remade]
         self._judge(
             9,
             "asked for a batch that its training has passed, it makes it again and says `remade`",
