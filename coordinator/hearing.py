@@ -12,7 +12,7 @@ from coordinator.flow import Flow
 from coordinator.rounds.underway import Underway
 from toolkit.errors import RemoteProtocolError
 from toolkit.wire import frames, seats
-from toolkit.wire.messages import Bye, Chunk, Fetch, Hello, Message, Pace
+from toolkit.wire.messages import RUN_OVER, STOPPED, Bye, Chunk, Fetch, Hello, Message, Pace
 from toolkit.wire.topics import Topics
 from toolkit.wire.words import read_device_word
 
@@ -75,7 +75,8 @@ class Hearing:
             case Fetch():
                 self._handing_down.fetch(device, message, seat=self._roll[device], underway=underway)
             case Bye():
-                self._roll.advance(device, seats.Gone(message.boot_nonce, on_purpose=True))
+                why = "" if message.reason in (STOPPED, RUN_OVER) else message.reason
+                self._roll.advance(device, seats.Gone(message.boot_nonce, on_purpose=True, why=why))
             case Pace():
                 # PROTOCOL.md 18: "The coordinator MUST refuse a pace that names another device than its topic"
                 if message.device != device:

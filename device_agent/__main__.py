@@ -231,6 +231,7 @@ def _serve(settings: Settings, profile: str, say: Say) -> str:
             raise
         except HseeError as exc:  # said at the end by whoever catches it, and told before this process leaves
             reporter.line(str(exc), "error")
+            agent.fail(exc.message)
             raise
         except TerminatedError:
             return "Stopped; what was trained is saved."

@@ -26,8 +26,10 @@ from toolkit.link.base import CONNECT_S, Connected, Disconnected, Link, LinkEven
 from toolkit.link.contact import Contact
 from toolkit.wire import frames, session, weights
 from toolkit.wire.job import Job, influence_line
-from toolkit.wire.limits import PROTOCOL_VERSION
+from toolkit.wire.limits import MAX_TEXT_CHARACTERS, PROTOCOL_VERSION
 from toolkit.wire.messages import (
+    RUN_OVER,
+    STOPPED,
     Assignment,
     Bye,
     Chunk,
@@ -120,6 +122,7 @@ class Agent:
         self._fetching: Fetching | None = None
         self._stop: session.Stop | None = None
         self._is_unfit = False
+        self._failure = ""
         self._contact = Contact(clock, who="this device", connect_s=connect_s)
         self.n_refused_messages = 0
         self.exit_accuracy: float | None = None
@@ -192,6 +195,10 @@ class Agent:
             raise RunError(f"The run failed at the coordinator: {stop.detail}")
         return stop.detail
 
+    def fail(self, why: str) -> None:
+        """Take note of why this process can't go on: its goodbye tells."""
+        self._failure = why[:MAX_TEXT_CHARACTERS]
+
     def close(self) -> None:
         """Save, say goodbye, and leave the broker."""
         try:
@@ -205,7 +212,7 @@ class Agent:
     def _leave(self) -> None:
         state = self._session
         if self.is_connected and state.phase is not DevicePhase.FENCED:
-            reason = "the run is over" if self.over else "stopped"
+            reason = self._failure or (RUN_OVER if self.over else STOPPED)
             self._up(Bye(device=self._device, boot_nonce=state.boot_nonce, reason=reason))
             self._link.publish(self._topics.device_state(self._device), self._word("offline"), retain=True)
         self._link.close()

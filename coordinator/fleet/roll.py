@@ -113,7 +113,10 @@ class Roll:
         for reply in replies:
             self._send(device, reply)
         if after.phase is SeatPhase.ACTIVE and before.connected != after.connected:
-            self._observe(Notice(f"Device {device} is {'back' if after.connected else 'offline'}."))
+            why = f": {event.why}" if isinstance(event, protocol.Gone) and event.why else "."
+            self._observe(
+                Notice(f"Device {device} is back." if after.connected else f"Device {device} is offline{why}")
+            )
 
     def hello(self, device: str, hello: Hello, underway: Underway | None) -> tuple[bool, bool]:
         """Answer a hello.

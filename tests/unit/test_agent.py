@@ -7,6 +7,7 @@ from device_agent.sending import USUAL_CONDUCT, Sender
 from tests.unit.lone_agent import DATA, JOB, MODEL, NONCE, RUN, TOPICS, World
 from toolkit.link.memory import MemoryBroker, MemoryLink
 from toolkit.wire.messages import (
+    STOPPED,
     Assignment,
     Bye,
     Hello,
@@ -173,6 +174,15 @@ def test_a_device_that_hears_no_coordinator_trains_extra_steps_and_owes_them_to_
     world.poll()
     assert [message.seq for message in world.heard() if not isinstance(message, Hello)] == [2, 3]
     assert [what for what in world.trainer.did if what[0] == "train"] == [("train", 1, n) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("why", "reason"), [("", STOPPED), ("The disk is full.", "The disk is full.")])
+def test_its_goodbye_says_why_it_could_not_go_on(world, why, reason):
+    world.join()
+    world.agent.fail(why)
+    world.agent.close()
+    (bye,) = [message for message in world.heard() if isinstance(message, Bye)]
+    assert bye.reason == reason
 
 
 def test_what_is_no_message_is_counted_and_changes_nothing(world):

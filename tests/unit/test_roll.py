@@ -1,15 +1,18 @@
-"""The roll: a device that measured itself in vain is told so, and not asked for ever."""
+"""The roll: a device that measured itself in vain is told so, and not asked for ever; one that leaves is told of."""
 
 import msgspec
 import pytest
 
+from coordinator.fleet.events import Notice
 from coordinator.fleet.planning import ProfilePlanner
 from coordinator.fleet.roll import Roll
 from coordinator.store.run_folder import RunFolder
+from tests.protocol.samples import JOB
 from tests.unit.test_plan_wishes import SMALL, hello
 from toolkit.config import Run
 from toolkit.profile.schema import profile_text
-from toolkit.wire.messages import Refusal, Welcome
+from toolkit.wire import seats
+from toolkit.wire.messages import Assignment, Refusal, Welcome
 
 
 @pytest.fixture
@@ -18,7 +21,12 @@ def sent():
 
 
 @pytest.fixture
-def roll(tmp_path, sent):
+def told():
+    return []
+
+
+@pytest.fixture
+def roll(tmp_path, sent, told):
     folder = RunFolder(tmp_path / "run", "r1")
     yield Roll(
         folder,
@@ -27,7 +35,7 @@ def roll(tmp_path, sent):
         planner=ProfilePlanner(),
         record=lambda _: None,
         send=lambda _, message: sent.append(message),
-        observe=lambda _: None,
+        observe=told.append,
         clock=lambda: 0.0,
     )
     folder.close()
@@ -62,3 +70,16 @@ def test_a_board_that_builds_the_model_otherwise_is_refused_after_it_measured(ro
     assert isinstance(refusal, Refusal)
     assert refusal.code == "model"
     assert "Install the same on both" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [("", "Device a is offline."), ("Its disk is full.", "Device a is offline: Its disk is full.")],
+)
+def test_one_that_leaves_is_told_of_with_what_it_says_itself(roll, told, why, said):
+    greeting = hello("a", SMALL)
+    roll.hello("a", greeting, None)
+    roll.advance("a", seats.Assigned(Assignment(term=1, plan_version=1, job=JOB)))
+    roll.advance("a", seats.Gone(greeting.boot_nonce, on_purpose=True, why=why))
+    roll.advance("a", seats.Gone(greeting.boot_nonce))
+    assert told == [Notice(said)]

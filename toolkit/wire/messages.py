@@ -80,8 +80,12 @@ class Hello(Message, frozen=True, kw_only=True):
     accept_weights: Acceptance = "never"
 
 
+STOPPED, RUN_OVER = "stopped", "the run is over"
+"""Reasons of a goodbye that nobody needs to be told."""
+
+
 class Bye(Message, frozen=True, kw_only=True):
-    """Device to coordinator: this process stops on purpose."""
+    """Device to coordinator: this process stops on purpose, or says why it can't go on."""
 
     device: Name
     boot_nonce: Nonce

@@ -48,10 +48,11 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The last will of one of the device's processes, or its own goodbye (``on_purpose``)."""
+    """The last will of one of the device's processes, or its own goodbye (``on_purpose``), and ``why`` if it failed."""
 
     boot_nonce: bytes
     on_purpose: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
