@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coordinator.fleet.events import Ended, RoundClosed
-from coordinator.store.ledger import Void, read_ledger
+from coordinator.store.ledger import StateLost, Void, read_ledger
 from coordinator.store.run_record import read_record
 from device_agent.course import Course
 from tests.integration.small_scenario import run, with_run
@@ -197,6 +197,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(scenario, tmp_path):
         child.kill()
     assert child.returncode == -9
     assert digests(run(scenario, folder)) == expected
+    assert not [entry for entry in read_ledger(folder / "ledger.jsonl") if isinstance(entry, StateLost)]
 
 
 def test_a_lost_device_holds_nobody_up_for_long(scenario, tmp_path):

@@ -16,6 +16,7 @@ from coordinator.server import Coordinator
 from coordinator.store.run_folder import RunFolder
 from device_agent.agent import Agent
 from device_agent.local_data import LocalData
+from device_agent.saved_place import saved_place
 from device_agent.sending import Conduct
 from device_agent.state import DeviceFolder
 from toolkit.disk import write_atomically
@@ -145,6 +146,7 @@ class SimulatedFleet:
             data=member.data.summary(),
             profile=self._profiles[name],
             make_trainer=partial(self._make_trainer, member),
+            saved_place=lambda _run: saved_place(self._device_path(name)),
             measure=_refuse_to_measure,
             clock=clock,
             say=lambda _: None,
