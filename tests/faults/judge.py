@@ -6,6 +6,7 @@ Imports of the coordinator nothing but the reading of its files; the weights are
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from tests.numerics.same import assert_same
 from toolkit.nn.seeds import derive_seed
 from toolkit.nn.zoo import build_network
 from toolkit.wire import payloads
+
+_REPLAYING = threading.Lock()
+"""torch's generator and its number of threads are the process's, and rows are played side by side."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ def judge(run: Path, tape: Path, *, momentum: str = "average") -> Judged:
     counts = _held_to_its_rounds(entries)
     assert counts[1], "nothing was applied"
     _held_to_what_was_sent(entries, sent)
-    assert_same(newest.tensors(), _replayed(entries, state, sent, momentum=momentum))
+    with _REPLAYING:
+        replayed = _replayed(entries, state, sent, momentum=momentum)
+    assert_same(newest.tensors(), replayed)
     return Judged(*counts, n_sent=len(sent))
 
 
