@@ -17,7 +17,7 @@ from device_agent.state import TRAINING_FILE
 from device_agent.tape import Tape
 from tests.e2e.processes import Running
 from tests.faults import mounts
-from tests.faults.judge import Judged, judge
+from tests.faults.judge import ALONE_WITH_TORCH, Judged, judge
 from tests.faults.registry import row
 from tests.faults.scene import RUN, Scene, SkippedRowError
 from tests.numerics.fleet import Fleet, Member, local_data, patterns
@@ -150,6 +150,12 @@ def leave(close: Callable[[], None]) -> None:
 
 @row("R11L", "a disk that becomes full at each of many levels, by any write of a run")
 def fill_levels(scene: Scene) -> str:
+    with ALONE_WITH_TORCH:
+        return _fill_levels(scene)
+
+
+def _fill_levels(scene: Scene) -> str:
+    """Play whole runs in this process."""
     disk = scene.folder / "disk"
     n_levels = 16 if scene.scale == 1 else 100
     with mounts.small_disk(disk, 64 * MIB):

@@ -30,8 +30,8 @@ from toolkit.nn.seeds import derive_seed
 from toolkit.nn.zoo import build_network
 from toolkit.wire import payloads
 
-_REPLAYING = threading.Lock()
-"""torch's generator and its number of threads are the process's, and rows are played side by side."""
+ALONE_WITH_TORCH = threading.RLock()
+"""Its generator and its number of threads are the process's, and rows are played side by side in one."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def judge(run: Path, tape: Path, *, momentum: str = "average") -> Judged:
     counts = _held_to_its_rounds(entries)
     assert counts[1], "nothing was applied"
     _held_to_what_was_sent(entries, sent)
-    with _REPLAYING:
+    with ALONE_WITH_TORCH:
         replayed = _replayed(entries, state, sent, momentum=momentum)
     assert_same(newest.tensors(), replayed)
     return Judged(*counts, n_sent=len(sent))

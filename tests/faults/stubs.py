@@ -3,7 +3,8 @@
     python -m tests.faults.stubs --broker HOST:PORT --first 0 --count 100
 
 Each rendering is a function of (device, round, seq), so that a batch made again is the same. Prints a JSON line once all
-have their job, one at the end, and at SIGUSR1 one with the times from step to step since the last such line.
+have their job, one at the end, and at SIGUSR1 one with the times from step to step since the last such line; from then
+on failed tries are counted anew.
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ def main() -> int:
     pairs = [make_agent(args, number) for number in numbers]
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
-    signal.signal(signal.SIGUSR1, lambda _number, _frame: report({"intervals": take_intervals()}))
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: begin_anew(pairs))
     for agent, _ in pairs:
         agent.start()
     joined_s = 0.0
@@ -243,6 +244,13 @@ def main() -> int:
         agent.close()
     report({"ended": len(pairs), "errors": errors, "most_failed": most_failed(pairs)})
     return 0
+
+
+def begin_anew(pairs: list[tuple[Agent, CountingLink]]) -> None:
+    """Report the times from step to step, and count them and failed tries from here on."""
+    report({"intervals": take_intervals()})
+    for _, link in pairs:
+        link.n_failed = 0
 
 
 def most_failed(pairs: list[tuple[Agent, CountingLink]]) -> int:
