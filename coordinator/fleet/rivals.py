@@ -1,7 +1,8 @@
 """Which of two coordinators goes on that meet in one fleet: of two runs, or of one run and term, from copies of a folder.
 
 Pure: words and times are handed in. The one that came first goes on. Whoever came later read its word before its own
-came back, and sees that it lives: it speaks again, or, where both have one account at the broker, cuts the connection.
+came back, and sees that it lives: it speaks again, or, where both have one account at the broker and cut each other off, its word
+stands at the broker again.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class Rivals:
     def __init__(self, own: BridgeWord) -> None:
         self._own = own
         self._came_at = float("-inf")
-        self._is_new = True
         self._is_echoed = False
         self._elder: BridgeWord | None = None
+        self._cut_by: BridgeWord | None = None
         self._met: BridgeWord | None = None
         self._met_since = float("-inf")
         self._met_at = float("-inf")
@@ -54,7 +55,8 @@ class Rivals:
             is_there = word.state == "online" or (is_twin and not word.ended)
             self._elder = word if is_there else None
             self._met = word if is_there else self._met
-            return False
+            # Its word stands where this one's own stood: it came back to it, and lives.
+            return word.state == "online" and _is_same(word, self._cut_by)
         if word.state == "offline":
             return is_twin and bool(word.ended)
         # PROTOCOL.md 3: "The coordinator that came later gives way: it MUST end"
@@ -69,11 +71,10 @@ class Rivals:
             now: monotonic seconds.
             is_evicted: another process has the account.
         """
-        # Another run's coordinator has an account of its own: an unsteady link is no sign of it, and its word may be a ghost's.
+        # Perhaps by the elder, if it has this one's account, perhaps by nobody: what stands retained after it tells.
         is_by_twin = self._elder is not None and self._elder.run == self._own.run
-        if self._is_new and is_by_twin and self._is_newcomer(now):
-            return True
-        self._is_new = self._is_new and not self._is_echoed
+        if is_by_twin and self._is_echoed and self._is_newcomer(now):
+            self._cut_by = self._elder
         return is_evicted and self._met is not None and self._insists(self._met, now)
 
     def is_met(self, now: float) -> bool:

@@ -92,10 +92,18 @@ class TestOneThatWasThereBefore:
         bridge.tick()
         assert bridge.lose_connection(LOST) is None
 
-    def test_and_has_the_account_cuts_the_newcomer_off(self, bridge, elder):
-        """A coordinator of another run has another account, and may be long gone: then a lost link says nothing."""
+    def test_and_has_the_account_comes_back_to_it(self, bridge, elder):
+        """Its word stands where the newcomer's stood. A coordinator of another run has another account."""
         hears(bridge, elder, word())
-        assert isinstance(bridge.lose_connection(LOST), RunError) == (elder.run == "r1")
+        assert bridge.lose_connection(LOST) is None
+        bridge.arrive()
+        assert isinstance(bridge.hear(elder), RunError) == (elder.run == "r1")
+
+    def test_and_is_gone_did_not_cut_the_connection(self, bridge, elder):
+        hears(bridge, elder, word())
+        assert bridge.lose_connection(LOST) is None
+        bridge.arrive()
+        assert hears(bridge, word("offline"), word()) == [None, None]
 
     def test_answers_a_newcomer_at_once_and_stays(self, bridge, spoken, elder):
         newcomer = elder
