@@ -27,6 +27,7 @@ class Rivals:
         self._came_at = float("-inf")
         self._is_echoed = False
         self._elder: BridgeWord | None = None
+        self._is_new = True
         self._cut_by: BridgeWord | None = None
         self._met: BridgeWord | None = None
         self._met_since = float("-inf")
@@ -73,8 +74,10 @@ class Rivals:
         """
         # Perhaps by the elder, if it has this one's account, perhaps by nobody: what stands retained after it tells.
         is_by_twin = self._elder is not None and self._elder.run == self._own.run
-        if is_by_twin and self._is_echoed and self._is_newcomer(now):
+        if self._is_new and is_by_twin and self._is_echoed and self._is_newcomer(now):
             self._cut_by = self._elder
+        elif self._is_echoed:  # it stood alone: whoever it finds when it is back came later
+            self._is_new = False
         return is_evicted and self._met is not None and self._insists(self._met, now)
 
     def is_met(self, now: float) -> bool:
