@@ -318,7 +318,7 @@ def writing(path: Path) -> Iterator[None]:
         hint = (
             "Free some space on that disk. What was saved before is whole."
             if exc.errno in FULL
-            else "Check the path and who may write there, or choose another folder."
+            else "Check the path and who may write there, or choose another folder with --home."
         )
         free_bytes = _free_bytes(path) if exc.errno == errno.ENOSPC else None
         left = "" if free_bytes is None else f"; {free_bytes} bytes are free there"
