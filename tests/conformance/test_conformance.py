@@ -25,7 +25,7 @@ pytestmark = pytest.mark.needs_mosquitto
 
 ROOT = Path(__file__).parents[2]
 TOPICS = Topics("test")
-PACE = 20.0
+PACE = 6.0
 N_TRAIN = 6
 
 
@@ -241,7 +241,7 @@ def test_a_dismissed_session_conforms(mosquitto, protocol, kind, phase):
 def test_an_agent_that_breaks_a_rule_is_found(mosquitto, monkeypatch, breaks, trainer, sentence):
     if breaks is not None:
         breaks(monkeypatch)
-    findings, _ = judge(mosquitto.address, trainer(), cap_s=1.5)
+    findings, _ = judge(mosquitto.address, trainer(), cap_s=3.0)
     failed = [f.check for f in findings if f.verdict == "failed"]
     assert any(sentence in check for check in failed), failed
 

@@ -10,8 +10,8 @@ from toolkit.findings import Finding
 from toolkit.wire.job import Job, ModelSpec, Scalar
 from toolkit.wire.messages import Assignment, Hello, Phase, State, Welcome
 
-QUIET_S = 1.5
-"""Who may not send has so long to send nothing."""
+QUIET_S = 1.0
+"""Who may not send has so long to send nothing: by our clock, however fast the device's runs."""
 SETTLE_S = 0.25
 """A message has reached the device by then."""
 ROUND_STEPS = 6
@@ -91,8 +91,8 @@ class Player:
         return came == list(seqs)
 
     def _keep_quiet(self) -> None:
-        """Give a device that may not send the time to do so."""
-        self._stage.listen_for(max(SETTLE_S, QUIET_S / self._pace))
+        """Give a device that may not send the time to do so; ends with the first batch that comes all the same."""
+        self._stage.wait_for(lambda: self._n_new() > 0, QUIET_S)
 
     def _no_faults(self) -> None:
         faults = self._stage.faults

@@ -116,6 +116,7 @@ class Script(Player):
             "and every 5 s while it is not answered",
             wrong=unless(again, "a hello that is not answered is not said again"),
         )
+        self._keep_quiet()
         same = {greeting.hello.boot_nonce for greeting in stage.greetings}
         self._judge(
             7,
