@@ -156,7 +156,7 @@ class Coordinator:
             clock=clock,
         )
         self._handing_down = HandingDown(link, lambda device: topics.down(self.run, device))
-        self._intake = Intake(settings.activation_limit)
+        self._intake = Intake(settings.activation_limit, doubt=self._bridge.doubt)
         self._hearing = Hearing(
             topics,
             roll=self._roll,

@@ -16,6 +16,9 @@ from toolkit.wire.words import BridgeWord, Ending, Presence, encode_word
 RESTATE_S = 5.0
 """A coordinator answers the words of rivals with its own no more often than so."""
 
+DOUBT_S = 10.0
+"""A coordinator asks who else is at work no more often than so: a device may lie, and every device hears the word."""
+
 
 def last_will(topics: Topics, folder: RunFolder) -> tuple[str, bytes]:
     """Topic and word by which a broker tells that the process that takes up a folder is gone."""
@@ -53,7 +56,7 @@ class Bridge:
         self._rival: BridgeWord | None = None
         self._is_spoken_over = False
         self._is_connected = False
-        self._came_at = self._restated_at = float("-inf")
+        self._came_at = self._restated_at = self._doubted_at = float("-inf")
 
     def arrive(self) -> None:
         """Say that this coordinator is there, on a fresh connection."""
@@ -76,6 +79,16 @@ class Bridge:
             self._is_spoken_over = False
             self.say("online")
 
+    def doubt(self) -> None:
+        """Say again that this coordinator is there, since a device obeys a higher term; who gave it that one answers.
+
+        What a device says ends nothing, and asks no more often than every ``DOUBT_S``.
+        """
+        now = self._clock()
+        if now - self._doubted_at >= DOUBT_S:
+            self._doubted_at = now
+            self._is_spoken_over = True
+
     def hear(self, word: BridgeWord) -> RunError | None:
         """Take a word: this one's own that comes back, a late will of it, or another coordinator's.
 
@@ -91,6 +104,8 @@ class Bridge:
         elif is_same_run and (word.term < own.term or word.boot_nonce == own.boot_nonce):
             # A late last will of an earlier connection, or a process of a lower term: the broker keeps its word for every
             # device that comes now. Whether this one's own came back before says nothing: it may have been lost.
+            if word.term < own.term and word.state == "online":
+                self._rivals.met_lower_term(self._clock())
             self.say("online")
         else:
             self._rival = word

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,10 +29,12 @@ class Intake:
 
     Args:
         activation_limit: largest magnitude of an activation; 0 for none.
+        doubt: is called where a device obeys a higher term than this coordinator's.
     """
 
-    def __init__(self, activation_limit: float) -> None:
+    def __init__(self, activation_limit: float, *, doubt: Callable[[], None]) -> None:
         self._activation_limit = activation_limit
+        self._doubt = doubt
         self._assemblers: dict[str, chunks.Assembler] = {}
         self._allowances: dict[str, Allowance] = {}
 
@@ -82,6 +84,8 @@ class Intake:
             return False
         # PROTOCOL.md 6: "A payload of another term, incarnation, plan or round is ignored; its batch stays owed."
         orders = (header.term, header.incarnation, header.plan_version)
+        if header.term > seat.term:
+            self._doubt()
         return orders == (seat.term, seat.incarnation, state.plan_version)
 
     def _deliver(

@@ -31,7 +31,7 @@ class Rivals:
         self._cut_by: BridgeWord | None = None
         self._met: BridgeWord | None = None
         self._met_since = float("-inf")
-        self._met_at = float("-inf")
+        self._met_at = self._met_lower_at = float("-inf")
 
     def arrive(self, now: float) -> None:
         """Take note of a fresh connection."""
@@ -56,6 +56,8 @@ class Rivals:
             is_there = word.state == "online" or (is_twin and not word.ended)
             self._elder = word if is_there else None
             self._met = word if is_there else self._met
+            if word.ended:  # by the twin that it was at odds with: there is nothing left to do
+                return is_twin and _is_same(word, self._met)
             # Its word stands where this one's own stood: it came back to it, and lives.
             return word.state == "online" and _is_same(word, self._cut_by)
         if word.state == "offline":
@@ -80,9 +82,13 @@ class Rivals:
             self._is_new = False
         return is_evicted and self._met is not None and self._insists(self._met, now)
 
+    def met_lower_term(self, now: float) -> None:
+        """Take note of a process that this one took the run over from, and that is still at work."""
+        self._met_lower_at = now
+
     def is_met(self, now: float) -> bool:
         """Whether a rival may not know of this process: it was there before, or spoke lately."""
-        return self._is_newcomer(now) or now - self._met_at <= MET_S
+        return self._is_newcomer(now) or now - max(self._met_at, self._met_lower_at) <= MET_S
 
     def _is_newcomer(self, now: float) -> bool:
         return self._elder is not None and now - self._came_at < SETTLE_S

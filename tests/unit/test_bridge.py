@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from coordinator.fleet.bridge import RESTATE_S, Bridge
+from coordinator.fleet.bridge import DOUBT_S, RESTATE_S, Bridge
 from coordinator.fleet.rivals import SETTLE_S
 from toolkit.errors import BrokerLostError, RunError
 from toolkit.link.base import identity_conflict
@@ -175,6 +175,35 @@ def test_what_a_broker_kept_of_a_run_of_the_same_name_holds_nobody_up(bridge):
         assert bridge.lose_connection(LOST) is None
         bridge.arrive()
     assert bridge.lose_connection(EVICTED) is None
+
+
+def test_a_twin_that_ended_the_run_meanwhile_ended_it_for_both(bridge):
+    """Found by seed 4417: two of one account cut each other off until one of them had finished."""
+    hears(bridge, word(), word("offline", nonce=HIGH))
+    assert bridge.lose_connection(LOST) is None
+    bridge.arrive()
+    assert hears(bridge, word("online", nonce=HIGH), word()) == [None, None]
+    assert bridge.lose_connection(LOST) is None
+    bridge.arrive()
+    assert isinstance(bridge.hear(word("offline", nonce=HIGH, ended="finished")), RunError)
+
+
+def test_a_lower_term_at_work_is_told_until_it_has_heard(bridge, spoken):
+    hears(bridge, word(), word(term=2, nonce=LOW))
+    for _ in range(20):
+        spoken.now += 1.0
+        bridge.tick()
+    assert spoken.words[1:] == [word()] * 3
+
+
+def test_a_device_of_a_higher_term_makes_it_ask_but_not_end(bridge, spoken):
+    """Found by seed 4516: the word of who took the run over was lost. A device may lie, too."""
+    hears(bridge, word())
+    for _ in range(40):
+        bridge.doubt()
+        bridge.tick()
+        spoken.now += DOUBT_S / 10
+    assert spoken.words[1:] == [word()] * 4
 
 
 def test_a_twin_that_ends_the_run_ends_it_for_both(bridge):

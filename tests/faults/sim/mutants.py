@@ -127,7 +127,7 @@ class AnyTerm(Intake):
 class OlderTermAccepted(Coordinator):
     def _make_parts(self, planner: Planner) -> None:
         super()._make_parts(planner)
-        self._hearing._intake = AnyTerm(0.0)
+        self._hearing._intake = AnyTerm(0.0, doubt=self._bridge.doubt)
 
 
 class TwinsUnseen(Coordinator):
@@ -148,7 +148,7 @@ class UnfitApplied(Coordinator):
 
     def _make_parts(self, planner: Planner) -> None:
         super()._make_parts(planner)
-        self._hearing._intake = Intake(0.0)
+        self._hearing._intake = Intake(0.0, doubt=self._bridge.doubt)
 
 
 class NeverParked(Coordinator):

@@ -156,6 +156,14 @@ def test_a_run_is_taken_back_and_devices_follow():
     assert sum(isinstance(entry, Rewound) for entry in history.entries) == 2
 
 
+@pytest.mark.parametrize(
+    "seed", [631, 932, 2351, 4417, 4516, 6206, 6685, 6923, 7432, 7863, 8458, 9008, 9041, 10053]
+)
+def test_seeds_beyond_the_quick_tier_that_failed_once(seed):
+    """Copies of a run, and words of theirs that were lost, mostly (decision 0047)."""
+    assert not run_seed(seed).problems
+
+
 @pytest.mark.parametrize("p_loss", [0.0, 0.05])
 def test_a_rival_with_a_copy_of_the_run_goes_on_alone(p_loss):
     """R23, elsewhere: the higher term."""
