@@ -137,6 +137,7 @@ class _Connection:
             return connect_error(exc, self._address, timeout_s=CONNECT_TIMEOUT_S)
         self._client.loop_start()
         self._client.ended.wait()
+        self._let_go()
         if self._refusal is not None:
             return self._refusal
         if not self.is_accepted:
@@ -145,6 +146,11 @@ class _Connection:
             f"The connection to {self._address} was lost ({self._end_reason.lower()}).",
             broker=str(self._address),
         )
+
+    def _let_go(self) -> None:
+        """Leave the client to nobody: it closes the last of its files when it is dropped, and not before."""
+        self._client.on_connect = self._client.on_disconnect = None
+        self._client.on_message = self._client.on_subscribe = None
 
     def lived_s(self) -> float:
         """Seconds since the broker accepted it; 0 if it did not."""
