@@ -12,11 +12,20 @@ OFFLINE_GRACE_S = 30.0
 """A device known to be offline holds a round up no longer than this."""
 
 
-def excuse_the_lost(loop: RoundLoop, roll: Roll, now: float) -> Iterator[tuple[str, str]]:
-    """Excuse every device that left, or has been offline for long; yields each with the reason."""
+def excuse_the_lost(
+    loop: RoundLoop, roll: Roll, now: float, *, heard_since: float
+) -> Iterator[tuple[str, str]]:
+    """Excuse every device that left, or has been offline for long; yields each with the reason.
+
+    Args:
+        loop: of the open round.
+        roll: who is here.
+        now: monotonic seconds.
+        heard_since: nobody is silent for what they said before.
+    """
     for device, held in loop.devices.items():
         seat = roll[device]
-        silent_s = now - max(seat.last_heard, loop.opened_at)
+        silent_s = now - max(seat.last_heard, loop.opened_at, heard_since)
         if not held.complete and (seat.left or (not seat.connected and silent_s >= OFFLINE_GRACE_S)):
             loop.excuse(device, "left" if seat.left else "offline")
             yield device, held.excused

@@ -49,6 +49,10 @@ class Gathering:
         self._began_at = now
         self._said: tuple[str, ...] | None = None
 
+    def put_off(self, seconds: float) -> None:
+        """Wait so much longer: meanwhile nobody could join."""
+        self._began_at += seconds
+
     def look(self, now: float) -> CommittedState | None:
         """Plan once enough devices are here; None while they are not.
 

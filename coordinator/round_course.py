@@ -29,7 +29,7 @@ class RoundCourse:
         flow: tells devices how far they may go.
         advisor: looks at what devices tell of their pace.
         observe: takes each event of the run.
-        clock: monotonic seconds.
+        clock: monotonic seconds, which stand still while the broker is away.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RoundCourse:
         self._advisor = advisor
         self._observe = observe
         self._clock = clock
-        self._alone_since = clock()
+        self._alone_since = self._heard_since = clock()
 
     def take_up(self, underway: Underway) -> None:
         """Go on in the round that was open at the last commit, or open the next one if there is one."""
@@ -63,6 +63,13 @@ class RoundCourse:
             self._flow.tell_everybody(underway)
         elif not underway.is_done:
             self._open(underway)
+
+    def put_off(self, seconds: float, underway: Underway | None) -> None:
+        """Count the seconds without a broker, which is back, as nobody's lateness."""
+        self._alone_since += seconds
+        self._heard_since = self._clock()
+        if underway is not None:
+            underway.loop.put_off(seconds)
 
     def open_next(self, underway: Underway, now: float) -> bool:
         """Open the next round, if there is one, once a device is here for it; whether it did.
@@ -96,7 +103,7 @@ class RoundCourse:
         if late is not None:
             self._observe(Notice(f"{late} missed its turn in round {loop.round}; it comes last."))
             return True
-        for device, why in excuse_the_lost(loop, self._roll, now):
+        for device, why in excuse_the_lost(loop, self._roll, now, heard_since=self._heard_since):
             self._observe(Notice(f"Round {loop.round} goes on without {device} ({why})."))
         if loop.complete:
             self._close(underway, now, "deadline" if loop.is_overdue else "complete")

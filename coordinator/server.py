@@ -102,10 +102,10 @@ class Coordinator:
         rewound_to = folder.unrecorded_rewind
         if rewound_to is not None:
             self._ledger.append(Rewound(rewound_to, self.term))
+        self._contact = Contact(clock, who="this coordinator", connect_s=connect_s)
         self._make_parts(planner or ProfilePlanner(scratch=folder.path / SCRATCH))
         self._refusals = Seldom()
         self._underway: Underway | None = None
-        self._contact = Contact(clock, who="this coordinator", connect_s=connect_s)
         self.n_refused_messages = 0
         self.status: Status = "waiting"
         self.detail = ""
@@ -153,7 +153,7 @@ class Coordinator:
             flow=self._flow,
             advisor=advisor,
             observe=observe,
-            clock=clock,
+            clock=self._contact.heard_until,
         )
         self._handing_down = HandingDown(link, lambda device: topics.down(self.run, device))
         self._intake = Intake(settings.activation_limit, doubt=self._bridge.doubt)
@@ -286,15 +286,15 @@ class Coordinator:
         """Do one piece of work; whether there may be more at once."""
         if self.over:
             return False
-        now, underway = self._clock(), self._underway
+        now, underway = self._contact.heard_until(), self._underway
         if underway is None:
             self._gather(now)
             return False
         if not underway.loop.is_open:
-            return self._finish_if_done(underway, now) or self._course.open_next(underway, now)
+            return self._finish_if_done(underway) or self._course.open_next(underway, now)
         is_sending = self._handing_down.send_some(underway)
         if self._course.train(underway, now) or is_sending or self._course.move(underway, now):
-            self._finish_if_done(underway, now)
+            self._finish_if_done(underway)
             return True
         return False
 
@@ -302,7 +302,7 @@ class Coordinator:
         state = self._gathering.look(now)
         if state is not None:
             underway = self._take_up(state)
-            self._commits.commit(underway, self._clock())
+            self._commits.commit(underway, now)
             self._begin(underway)
 
     def _take_up(self, state: CommittedState) -> Underway:
@@ -331,9 +331,9 @@ class Coordinator:
             service.begin(underway)
         self._course.take_up(underway)
 
-    def _finish_if_done(self, underway: Underway, now: float) -> bool:
+    def _finish_if_done(self, underway: Underway) -> bool:
         """End a run that is done, where devices can be told of it, or when the broker has been away for long."""
-        can_tell = self.is_connected or now - self._commits.at >= FAREWELL_S
+        can_tell = self.is_connected or self._clock() - self._contact.changed_at >= FAREWELL_S
         if not underway.is_done or not can_tell:
             return False
         self.end("finished", underway.end)
@@ -344,7 +344,9 @@ class Coordinator:
     def _on_link(self, event: LinkEvent) -> None:
         match event:
             case Connected():
-                self._contact.made()
+                away_s = self._contact.made()
+                self._gathering.put_off(away_s)
+                self._course.put_off(away_s, self._underway)
                 of_services = (topics for service in self._services for topics in service.filters)
                 self._link.subscribe(
                     self._topics.all_up(self.run),

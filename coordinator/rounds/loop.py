@@ -237,6 +237,12 @@ class RoundLoop:
         self.devices[device].postponed = True
         return device
 
+    def put_off(self, seconds: float) -> None:
+        """Let the deadlines of the round and of the turn be so much later: meanwhile nobody could be heard."""
+        self.opened_at += seconds
+        if self._turn is not None:
+            self._turn = self._turn[0], self._turn[1] + seconds
+
     def stop_waiting(self, reason: str) -> None:
         """Excuse every device that still owes; what is here is trained on, what comes now is refused."""
         self._is_overdue = True

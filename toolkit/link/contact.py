@@ -39,10 +39,17 @@ class Contact:
         """Whether there ever was a connection."""
         return self._first_by is None
 
-    def made(self) -> None:
-        """Take note that the link is up."""
+    def made(self) -> float:
+        """Take note that the link is up; returns the seconds that it was down since it was lost."""
+        now = self._clock()
+        away_s = now - self.changed_at if self.is_made and not self.is_connected else 0.0
         self.is_connected, self._first_by, self._refusal_said = True, None, ""
-        self.changed_at = self._clock()
+        self.changed_at = now
+        return away_s
+
+    def heard_until(self) -> float:
+        """Until when the program has heard what was said to it: now, or when it lost the connection that it had."""
+        return self.changed_at if self.is_made and not self.is_connected else self._clock()
 
     def lost(self, error: BrokerError) -> str:
         """Take note that a connection ended or an attempt failed.

@@ -111,6 +111,21 @@ def test_a_device_without_network_trains_on_and_rejoins_the_open_round(strategy,
         assert max(entry.round for entry in void) < rounds
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "averaging", "consolidated"])
+@pytest.mark.parametrize("for_s", [60.0, 3600.0], ids=["1 min", "1 h"])
+@pytest.mark.parametrize("cut_off", ["stop broker", "cut"])
+def test_time_without_a_broker_is_nobodys_lateness(strategy, for_s, cut_off):
+    """R8: what the coordinator can't hear does not count; not one batch is given up for it."""
+    faults = (Fault(at_s=9.0, kind=cut_off, who="coordinator", for_s=for_s),)
+    world = World(
+        fleet(strategy, faults=faults, rounds=8, deadline_s=45.0, turn_s=40.0, absent_s=50.0, horizon_s=1e5)
+    )
+    history = world.run()
+    assert not history.problems
+    assert history.ended_s > for_s
+    assert not [entry for entry in history.entries if isinstance(entry, Void)]
+
+
 @pytest.mark.parametrize("n_gone", [1, 10, 20])
 def test_devices_that_leave_for_ever_hold_no_round_beyond_its_deadline(n_gone):
     """R8: closed, or failed with a reason; never a stall."""
