@@ -9,26 +9,43 @@ from coordinator.rounds.loop import RoundLoop
 from toolkit.errors import PartialError
 
 OFFLINE_GRACE_S = 30.0
-"""A device known to be offline holds a round up no longer than this."""
+"""A device is waited for so long after it was found offline, in one round or several."""
 
 
-def excuse_the_lost(
-    loop: RoundLoop, roll: Roll, now: float, *, heard_since: float
-) -> Iterator[tuple[str, str]]:
-    """Excuse every device that left, or has been offline for long; yields each with the reason.
+class Attendance:
+    """Since when each device is away.
 
     Args:
-        loop: of the open round.
         roll: who is here.
-        now: monotonic seconds.
-        heard_since: nobody is silent for what they said before.
     """
-    for device, held in loop.devices.items():
-        seat = roll[device]
-        silent_s = now - max(seat.last_heard, loop.opened_at, heard_since)
-        if not held.complete and (seat.left or (not seat.connected and silent_s >= OFFLINE_GRACE_S)):
-            loop.excuse(device, "left" if seat.left else "offline")
-            yield device, held.excused
+
+    def __init__(self, roll: Roll) -> None:
+        self._roll = roll
+        self._away_since: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def begin_anew(self) -> None:
+        """Forget who was away: the broker was, too."""
+        self._away_since.clear()
+        self._told.clear()
+
+    def excuse_the_lost(self, loop: RoundLoop, now: float) -> Iterator[tuple[str, str]]:
+        """Excuse every device of the open round that left, or has been away for long.
+
+        Yields: each with the reason, in the first round that goes on without it.
+        """
+        for device, held in loop.devices.items():
+            seat = self._roll[device]
+            if seat.connected:
+                self._away_since.pop(device, None)
+                self._told.discard(device)
+                continue
+            away_s = now - self._away_since.setdefault(device, now)
+            if not held.complete and (seat.left or away_s >= OFFLINE_GRACE_S):
+                loop.excuse(device, "left" if seat.left else "offline")
+                if device not in self._told:
+                    self._told.add(device)
+                    yield device, held.excused
 
 
 def check_quorum(loop: RoundLoop, *, quorum: int, min_share: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coordinator.attendance import check_quorum, excuse_the_lost
+from coordinator.attendance import Attendance, check_quorum
 from coordinator.commits import Commits
 from coordinator.fleet.advice import Advisor
 from coordinator.fleet.events import Notice, RoundClosed, RunEvent
@@ -52,7 +52,8 @@ class RoundCourse:
         self._advisor = advisor
         self._observe = observe
         self._clock = clock
-        self._alone_since = self._heard_since = clock()
+        self._alone_since = clock()
+        self._attendance = Attendance(roll)
 
     def take_up(self, underway: Underway) -> None:
         """Go on in the round that was open at the last commit, or open the next one if there is one."""
@@ -67,7 +68,7 @@ class RoundCourse:
     def put_off(self, seconds: float, underway: Underway | None) -> None:
         """Count the seconds without a broker, which is back, as nobody's lateness."""
         self._alone_since += seconds
-        self._heard_since = self._clock()
+        self._attendance.begin_anew()
         if underway is not None:
             underway.loop.put_off(seconds)
 
@@ -103,7 +104,7 @@ class RoundCourse:
         if late is not None:
             self._observe(Notice(f"{late} missed its turn in round {loop.round}; it comes last."))
             return True
-        for device, why in excuse_the_lost(loop, self._roll, now, heard_since=self._heard_since):
+        for device, why in self._attendance.excuse_the_lost(loop, now):
             self._observe(Notice(f"Round {loop.round} goes on without {device} ({why})."))
         if loop.complete:
             self._close(underway, now, "deadline" if loop.is_overdue else "complete")

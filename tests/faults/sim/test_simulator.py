@@ -154,6 +154,15 @@ def test_devices_that_leave_for_ever_hold_no_round_beyond_its_deadline(n_gone):
     assert max(world.round_seconds) <= 30.0 + 1.0 + 20 * 3 * SERVER_STEP_S
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "averaging", "consolidated"])
+def test_a_device_that_is_gone_holds_up_one_round_and_not_each(strategy):
+    faults = (Fault(at_s=9.0, kind="leave", who="bee"),)
+    world = World(fleet(strategy, faults=faults, rounds=12, deadline_s=300.0))
+    history = world.run()
+    assert not history.problems
+    assert sum(seconds > 10.0 for seconds in world.round_seconds) == 1
+
+
 def test_a_device_that_sends_only_what_is_unfit_is_parked_and_holds_nobody_up():
     """P1: refused with a reason, and after eight in a round waited for no longer."""
     world = World(fleet("sequential", lists={"ant": (12, 1), "bee": (4, 0)}, unfit={"ant": 1}, rounds=3))
