@@ -133,7 +133,8 @@ class Bridge:
         if rival.term > own.term:
             return RunError(
                 f"Another coordinator has taken up run {own.run} (term {rival.term}; this one has {own.term}).",
-                hint="Only one of them can go on, and it is the other one.",
+                hint="Only one of them can go on, and it is the other one. Where that one is gone for good and this folder is a backup,"
+                f" resume it again: each resume raises its term by one, and at most {rival.term + 1 - own.term} are needed.",
                 term=rival.term,
             )
         return RunError(

@@ -76,6 +76,7 @@ def test_a_higher_term_goes_on_in_its_place(bridge, state):
     (lost,) = hears(bridge, word(state, term=4, nonce=LOW))
     assert isinstance(lost, RunError)
     assert lost.message == "Another coordinator has taken up run r1 (term 4; this one has 3)."
+    assert "at most 2 are needed" in lost.hint
 
 
 @pytest.mark.parametrize("elder", [word(nonce=HIGH), word(run="r0", nonce=HIGH)], ids=["copy", "other run"])
