@@ -128,6 +128,20 @@ def test_too_few_devices_end_the_wait_with_names_and_a_fix(make_fleet):
     assert not fleet.members["ant"].agent.over  # it waits for the next coordinator
 
 
+def test_time_without_a_broker_is_no_time_to_join(make_fleet):
+    fleet = make_fleet()
+    fleet.start("ant")
+    fleet.run_until(lambda: ready(fleet) == ("ant",))
+    fleet.hub.stop()
+    fleet.run_until(lambda: not fleet.coordinator.is_connected)
+    fleet.clock.now += 2 * SETTINGS.wait_s
+    fleet.sweep()
+    fleet.hub.start()
+    fleet.start("bee")
+    fleet.run_until(is_over(fleet))
+    assert fleet.coordinator.status == "finished"
+
+
 @pytest.mark.parametrize(
     ("odd", "changes", "code", "text"),
     [
