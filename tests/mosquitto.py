@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import socket
@@ -14,9 +15,11 @@ from pathlib import Path
 from toolkit.link.base import BrokerAddress
 
 HOST = "127.0.0.1"
-READY_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 30.0
 _DRAW = random.SystemRandom()
-"""Two test processes never draw alike."""
+_MOST_WORKERS = 16
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _MOST_WORKERS
+_given: set[int] = set()
 
 
 def find_mosquitto() -> str | None:
@@ -25,18 +28,21 @@ def find_mosquitto() -> str | None:
 
 
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago.
+    """Return a loopback port that was free a moment ago, and that this process and its fellows draw only once.
 
     Below those that the system gives to clients: while a broker restarts, nobody's connection comes by its port.
     """
     while True:
-        port = _DRAW.randrange(10_000, 32_000)
+        port = _DRAW.randrange(10_000 + _WORKER, 32_000, _MOST_WORKERS)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-            return port
+        _given.add(port)
+        return port
 
 
 class Mosquitto:

@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,12 @@ class Running:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def stand_still(self) -> None:
+        """Stop it until SIGCONT, and wait until it stands: what the kernel does for it is done."""
+        self.process.send_signal(signal.SIGSTOP)
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", self.describe)
 
     def kill(self) -> None:
         """Kill -9, and wait until it is gone."""
@@ -178,6 +185,7 @@ class Hsee:
     def kill_all(self) -> None:
         """Leave nothing behind."""
         for pid in self.alive():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for running in self._started:
             running.process.wait(CAP_S)

@@ -25,6 +25,7 @@ RUN_BY = {
 }
 """Documents whose blocks of a kind are run as they stand."""
 TUTORIAL_CAP_S = 400
+AWHILE = "sleep 1\n"
 
 
 def pages() -> list[Path]:
@@ -72,7 +73,10 @@ def test_every_command_that_is_named_exists(page):
 @pytest.mark.timeout(TUTORIAL_CAP_S + 20)
 def test_the_tutorial_works_as_it_stands(tmp_path):
     script = "".join(b["text"] for b in blocks(ROOT / "docs/tutorial.md") if not b["why"])
-    script = script.replace("--port 18883", f"--port {free_port()}")
+    port = free_port()
+    script = script.replace("--port 18883", f"--port {port}")
+    assert AWHILE in script  # enough for whoever types; a machine that does much else waits for the broker
+    script = script.replace(AWHILE, f"until (: < /dev/tcp/localhost/{port}) 2>&-; do sleep 0.1; done\n")
     (tmp_path / "bin").mkdir()
     for name, words in (("hsee", "-m toolkit.cli.entry "), ("python3", "")):
         program = tmp_path / "bin" / name

@@ -12,7 +12,7 @@ from toolkit.errors import FencedError
 pytestmark = pytest.mark.needs_mosquitto
 
 PARTS = {"ant": "1/24", "bee": "2/24"}
-ROUNDS = 48
+ROUNDS = 96
 RUN = ("--devices", 2, "--run", "r1")
 
 
@@ -45,12 +45,14 @@ def test_of_two_agents_with_one_id_the_newer_one_goes_on(hsee, mosquitto, start_
     older = start_agent(port, "ant", home="here")
     coordinator = hsee.coordinator(port, *RUN, "--rounds", ROUNDS)
     coordinator.wait_for_round(1)
+    bee.stand_still()  # no round closes without it, so that the run is not over first
     newer = start_agent(port, "ant", home="elsewhere")
     assert older.end() == FencedError.exit_status == 7, older.describe()
     assert "Another process took over the device id 'ant'; this one stops." in older.err
     assert "give each its own --id" in older.err
     assert "Traceback" not in older.err
     assert "took over" in (hsee.folder / "here/r1/devices/ant/fenced").read_text()
+    bee.signal(signal.SIGCONT)
     check_finished(hsee, coordinator, bee, newer, rounds=ROUNDS)
 
 

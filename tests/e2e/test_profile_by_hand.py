@@ -35,7 +35,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_nobody(hsee):
     kept = read_profile(hsee.folder / "mine.toml")
     assert kept.partial
     assert [bool(row.failed) for row in kept.cuts] == [False] * len(kept.cuts) != []
-    wait_until(lambda: not hsee.alive(), lambda: f"still there: {hsee.alive()}", 15)
+    wait_until(lambda: not hsee.alive(), lambda: f"still there: {hsee.alive()}")
 
 
 def test_a_full_disk_loses_nothing(hsee, full_disk):

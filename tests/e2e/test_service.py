@@ -14,7 +14,7 @@ from tests.e2e.processes import Hsee, wait_until
 
 pytestmark = pytest.mark.needs_mosquitto
 
-ROUNDS = 4
+ROUNDS = 12
 ROUND_STEPS = 30
 WATCHDOG_S = 30
 PARTS = {"ant": "1/8", "bee": "2/8"}
@@ -95,6 +95,7 @@ def test_everything_is_killed_in_a_round_and_comes_back_by_its_units(hsee, mosqu
     assert [entry.round for entry in entries if isinstance(entry, Closed)] == list(range(1, ROUNDS + 1))
     for device, manager in managers.items():
         heard = manager.heard
+        wait_until(lambda heard=heard: "STOPPING=1" in heard, lambda heard=heard: str(heard))
         assert heard.count("READY=1") == heard.count("STOPPING=1") == 1, (device, heard)
         assert "WATCHDOG=1" in heard, (device, heard)
         assert any(word.startswith("STATUS=round") for word in heard), (device, heard)

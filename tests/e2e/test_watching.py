@@ -65,7 +65,8 @@ def test_a_run_is_watched_from_beside(hsee, mosquitto, profile):
     }
     coordinator.wait_for_round(2)
     wait_until(
-        lambda: {d.phase for d in status_of(hsee).devices} == {"training"}, lambda: str(status_of(hsee))
+        lambda: all(d.phase == "training" and d.memory_bytes for d in status_of(hsee).devices),
+        lambda: str(status_of(hsee)),
     )
     told = status_of(hsee)
     assert (told.run, told.is_live, told.status, told.rounds) == ("r1", True, "training", 2000)
@@ -140,8 +141,8 @@ def test_all_processes_of_a_fleet_run_together_and_a_device_is_thrown_out(tmp_pa
             assert set(states(desk).values()) == {"online"}
             assert beside.n_connections == 1
             assert "already connected" not in served.log, "somebody was evicted"
-            assert follower.out
-            assert len(watcher.events) > 2
+            wait_until(lambda: follower.out, follower.describe)
+            wait_until(lambda: len(watcher.events) > 2, watcher.describe)
 
             done = desk.run("device", "remove", "bee", "--folder", served.folder.path)
             assert done.end() == 2
@@ -155,7 +156,7 @@ def test_all_processes_of_a_fleet_run_together_and_a_device_is_thrown_out(tmp_pa
                     "Client bee disconnected" in served.log or "Client bee been disconnected" in served.log
                 ),
                 lambda: served.log[-1000:],
-                cap_s=REVOKED_WITHIN_S,
+                cap_s=3 * REVOKED_WITHIN_S,
             )
             assert took_s < 60
             wait_until(lambda: states(desk)["bee"] == "left", lambda: str(states(desk)))

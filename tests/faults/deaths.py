@@ -12,7 +12,7 @@ from itertools import product
 from tests.e2e.processes import Running
 from tests.faults.brokers import Restartable, embedded, served
 from tests.faults.registry import row
-from tests.faults.scene import RUN, Scene, seconds_until
+from tests.faults.scene import ENDLESS, RUN, Scene, seconds_until
 from tests.faults.stubs import device_name
 from toolkit.failpoints import FAILPOINTS
 
@@ -21,10 +21,9 @@ from toolkit.failpoints import FAILPOINTS
 def kills(scene: Scene) -> str:
     broker = scene.broker()
     port = broker.address.port
-    rounds = 16 * scene.scale
     boards = {"ant": ("1/24", "small"), "bee": ("2/24", "strong")}
     agents = {d: scene.agent(port, d, part=part, board=board) for d, (part, board) in boards.items()}
-    coordinator = scene.coordinator(port, "--devices", 2, "--rounds", rounds)
+    coordinator = scene.coordinator(port, "--devices", 2, "--rounds", ENDLESS)
     coordinator.wait_for_round(2)
     for _ in range(scene.scale):
         time.sleep(scene.random.uniform(0.0, 0.3))  # a moment of chance within a round
@@ -36,15 +35,16 @@ def kills(scene: Scene) -> str:
         coordinator.wait_for("Lost the broker")
         coordinator.wait_for_round(coordinator.rounds()[-1] + 1)
         coordinator = stopped_then_killed(scene, coordinator)
-    scene.ended_well(coordinator, *agents.values(), cap_s=110.0)
+    coordinator.wait_for_round(coordinator.rounds()[-1] + 4)
+    scene.stopped_well(coordinator, *agents.values())
     judged = scene.judge()
-    assert judged.n_rounds == rounds
+    assert judged.n_rounds == coordinator.rounds()[-1]
     assert scene.record()["term"] == 1 + 2 * scene.scale
     with (scene.run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     # Every round stands once for each device, with nothing void.
     assert [(int(each["round"]), each["device"]) for each in rows] == list(
-        product(range(1, rounds + 1), ("ant", "bee"))
+        product(range(1, judged.n_rounds + 1), ("ant", "bee"))
     )
     assert {each["n_void"] for each in rows} == {"0"}
     return str(judged)
@@ -52,8 +52,7 @@ def kills(scene: Scene) -> str:
 
 def stopped_then_killed(scene: Scene, coordinator: Running) -> Running:
     """Stop a coordinator in order, kill the next one; returns the one after that, which repeats none."""
-    coordinator.signal(signal.SIGTERM)
-    scene.ended_well(coordinator)
+    scene.stopped_well(coordinator)
     assert coordinator.events[-1] == {
         "event": "ended",
         "status": "stopped",
@@ -73,22 +72,20 @@ def stopped_then_killed(scene: Scene, coordinator: Running) -> Running:
 @row("R7", "coordinator killed with many devices; nobody re-provisions")
 def coordinator_killed(scene: Scene) -> str:
     port = scene.broker().address.port
-    n, rounds = (24 if scene.scale == 1 else 200), 12 * scene.scale
+    n = 24 if scene.scale == 1 else 200
     stubs = [scene.stubs(port, n // 2, first=first) for first in (0, n // 2)]
-    coordinator = scene.serve(port, devices=n, rounds=rounds)
+    coordinator = scene.serve(port, devices=n, rounds=ENDLESS)
     took = []
     for _ in range(2 * scene.scale):
         scene.wait_for_rounds(coordinator, 1)
         time.sleep(scene.random.uniform(0.0, 0.2))
         coordinator.kill()
-        is_done = scene.record()["rounds_closed"] >= rounds
         began_s = time.monotonic()
-        coordinator = scene.serve(port, devices=n, rounds=rounds)
-        if is_done:
-            break
+        coordinator = scene.serve(port, devices=n, rounds=ENDLESS)
         coordinator.wait_for(" closed: ")
         took.append(time.monotonic() - began_s)
-    scene.ended_well(coordinator, *stubs, cap_s=90.0 * scene.scale)
+    scene.wait_for_rounds(coordinator, 4)
+    scene.stopped_well(coordinator, *stubs)
     for one in stubs:
         assert scene.stubs_report(one, "ended")["errors"] == []
     return f"{n} devices, a round after {max(took):.1f} s at most; {scene.judge()}"
@@ -104,7 +101,7 @@ def broker_restarted(scene: Scene) -> str:
         port = broker.address.port
         n_restarts = 3 if scene.scale == 1 else 25
         stubs = scene_of.stubs(port, 8, pace=0.01, max_backoff=1.0)
-        coordinator = scene_of.serve(port, devices=8, rounds=4 * n_restarts)
+        coordinator = scene_of.serve(port, devices=8, rounds=ENDLESS)
         scene_of.wait_for_rounds(coordinator, 1)
         for number in range(n_restarts):
             closed = scene_of.n_rounds(coordinator)
@@ -114,9 +111,9 @@ def broker_restarted(scene: Scene) -> str:
             else:
                 broker.restart()
             began_s = time.monotonic()
-            scene_of.wait_for_rounds(coordinator, min(closed + 2, 4 * n_restarts), cap_s=90.0)
+            scene_of.wait_for_rounds(coordinator, closed + 2, cap_s=90.0)
             took.append(time.monotonic() - began_s)
-        scene_of.ended_well(coordinator, stubs)
+        scene_of.stopped_well(coordinator, stubs)
         text = str(scene_of.judge())
     assert max(took) < 3 * 30.0
     return f"traffic again after {max(took):.1f} s at most; {text}"
@@ -128,7 +125,7 @@ def devices_leave(scene: Scene) -> str:
     groups = [
         scene.stubs(port, count, first=first, pace=0.02) for first, count in ((0, 10), (10, 9), (19, 1))
     ]
-    coordinator = scene.serve(port, devices=20, rounds=100_000, deadline=2.0)
+    coordinator = scene.serve(port, devices=20, rounds=ENDLESS, deadline=2.0)
     scene.wait_for_rounds(coordinator, 1)
     took = []
     for one in groups[:0:-1]:
@@ -136,8 +133,7 @@ def devices_leave(scene: Scene) -> str:
         began_s, closed = time.monotonic(), scene.n_rounds(coordinator)
         scene.wait_for_rounds(coordinator, closed + 2)
         took.append(time.monotonic() - began_s)
-    coordinator.process.send_signal(signal.SIGTERM)
-    scene.ended_well(coordinator)
+    scene.stopped_well(coordinator)
     judged = scene.judge()
     assert judged.n_void
     return f"two rounds after {max(took):.1f} s at most (deadline 2 s); {judged}"
@@ -147,7 +143,7 @@ def devices_leave(scene: Scene) -> str:
 def stopped_and_terminated(scene: Scene) -> str:
     port = scene.broker().address.port
     agents = {d: scene.agent(port, d, part=f"{n}/24") for n, d in enumerate(("ant", "bee"), start=1)}
-    coordinator = scene.coordinator(port, "--devices", 2, "--rounds", 100_000)
+    coordinator = scene.coordinator(port, "--devices", 2, "--rounds", ENDLESS)
     coordinator.wait_for_round(2)
     agents["ant"].signal(signal.SIGSTOP)
     time.sleep(3.0 if scene.scale == 1 else 60.0)
@@ -168,13 +164,13 @@ def stopped_and_terminated(scene: Scene) -> str:
 def two_coordinators(scene: Scene) -> str:
     port = scene.broker().address.port
     agent = scene.agent(port, "ant", part="1/12")
-    first = scene.coordinator(port, "--devices", 1, "--rounds", 100_000)
+    first = scene.coordinator(port, "--devices", 1, "--rounds", ENDLESS)
     first.wait_for_round(2)
     second = scene.resume()
     assert second.end() == 1, second.describe()
     assert "Another coordinator is at work" in second.out + second.err
     (scene.folder / "elsewhere").mkdir()
-    first.signal(signal.SIGSTOP)  # or files change while they are copied
+    first.stand_still()  # or files change while they are copied
     shutil.copytree(
         scene.run, scene.folder / "elsewhere/r1", ignore=shutil.ignore_patterns("*.sock", "lock", "*.new")
     )
@@ -182,9 +178,7 @@ def two_coordinators(scene: Scene) -> str:
     third = scene.hsee.start("run", "resume", "elsewhere/r1", "--json")
     took = seconds_until(third, '"event":"round"')
     assert first.end() != 0, first.describe()
-    for one in (third, agent):
-        one.signal(signal.SIGTERM)
-        scene.ended_well(one)
+    scene.stopped_well(third, agent)
     return f"the newer one leads after {took:.1f} s"
 
 
@@ -204,7 +198,7 @@ def all_join_at_once(scene: Scene) -> str:
 
 def _join_twice(scene: Scene, n: int, broker: Restartable) -> str:
     """Let all join, and again after a restart; returns what was seen."""
-    coordinator = scene.serve(broker.port, devices=n, rounds=100_000, round_steps=1, **broker.flags)
+    coordinator = scene.serve(broker.port, devices=n, rounds=ENDLESS, round_steps=1, **broker.flags)
     stubs = scene.stubs(broker.port, n, pace=0.05, **broker.flags)
     joined = scene.stubs_report(stubs, "joined")
     assert joined["most_failed"] <= MOST_TRIES
@@ -234,8 +228,7 @@ DEVICE_FAILPOINTS = [name for name in FAILPOINTS if name.startswith("device.")]
 def coordinator_failpoints(scene: Scene) -> str:
     port = scene.broker().address.port
     names = COORDINATOR_FAILPOINTS if scene.scale > 1 else scene.random.sample(COORDINATOR_FAILPOINTS, 4)
-    rounds = 2 * len(names)
-    serve = partial(scene.serve, port, devices=4, rounds=rounds, strategy="averaging")
+    serve = partial(scene.serve, port, devices=4, rounds=ENDLESS, strategy="averaging")
     # The first round tells a joining fleet from one that comes back.
     stubs = scene.stubs(port, 4, max_backoff=1.0)
     coordinator = serve()
@@ -247,9 +240,10 @@ def coordinator_failpoints(scene: Scene) -> str:
             stubs = scene.stubs(port, 4, max_backoff=1.0)
         scene.hit(serve(env={"HSEE_FAILPOINT": name}), name)
     coordinator = serve()
-    scene.ended_well(coordinator, stubs)
+    scene.wait_for_rounds(coordinator, 2)
+    scene.stopped_well(coordinator, stubs)
     judged = scene.judge()
-    assert judged.n_rounds == rounds
+    assert judged.n_rounds == scene.record()["rounds_closed"]
     return f"{', '.join(names)}; {judged}"
 
 

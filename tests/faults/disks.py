@@ -15,11 +15,11 @@ from coordinator.store.checkpoints import committed_generations
 from coordinator.store.run_folder import RunFolder
 from device_agent.state import TRAINING_FILE
 from device_agent.tape import Tape
-from tests.e2e.processes import Running
+from tests.e2e.processes import Running, wait_until
 from tests.faults import mounts
 from tests.faults.judge import ALONE_WITH_TORCH, Judged, judge
 from tests.faults.registry import row
-from tests.faults.scene import RUN, Scene, SkippedRowError
+from tests.faults.scene import ENDLESS, RUN, Scene, SkippedRowError
 from tests.numerics.fleet import Fleet, Member, local_data, patterns
 from tests.tiny_bundles import write_tiny_bundle
 from toolkit.config import Run
@@ -91,20 +91,29 @@ def disk_full(scene: Scene) -> str:
         port = scene.broker().address.port
         part = scene.on_disk("disk")
         write_board(disk)
-        coordinator, agents = start_fleet(part, port, rounds=8)
+        coordinator, agents = start_fleet(part, port, rounds=ENDLESS)
         coordinator.wait_for_round(2)
-        filler = mounts.fill(disk)
+        filler = disk / "filler"
         for one in (coordinator, *agents.values()):
+            wait_until(lambda one=one: one.process.poll() is not None or mounts.fill(filler), one.describe)
             stopped_by_its_disk(one, "bytes are free there")
         reached = check_whole(part.run, {device: agent_folder(disk / device, device) for device in PARTS})
         assert reached >= coordinator.rounds()[-1]
         answers(disk, scene)
         filler.unlink()
-        agents = {device: part.agent(port, device, part=share) for device, share in PARTS.items()}
-        part.ended_well(part.resume(), *agents.values())
-        judged = part.judge()
-        assert judged.n_rounds == 8
+        judged = go_on(part, port)
+        assert judged.n_rounds >= reached + 2
     return f"{judged}"
+
+
+def go_on(scene: Scene, port: int) -> Judged:
+    """The fleet starts again on what a disk holds, and is as promised."""
+    agents = [scene.agent(port, device, part=share) for device, share in PARTS.items()]
+    coordinator = scene.resume()
+    coordinator.wait_for('"event":"round"')
+    coordinator.wait_for_round(coordinator.rounds()[0] + 2)
+    scene.stopped_well(coordinator, *agents)
+    return scene.judge()
 
 
 SETTINGS = Run(
@@ -219,7 +228,7 @@ def fsync_fails(scene: Scene) -> str:
     shim = build_failing_fsync(scene.folder)
     port = scene.broker().address.port
     n_each = 1 if scene.scale == 1 else 12
-    coordinator, agents = start_fleet(scene, port, rounds=100_000)
+    coordinator, agents = start_fleet(scene, port, rounds=ENDLESS)
     coordinator.wait_for_round(2)
     seen = []
     for number in range(2 * n_each):
@@ -240,16 +249,17 @@ def fsync_fails(scene: Scene) -> str:
             unlucky = scene.resume(**failing)
         stopped_by_its_disk(unlucky, "Input/output error")
         seen.append(check_not_repeated(log))
+        if who == "ant":
+            coordinator.stand_still()  # or it drops a checkpoint that is being read
         check_whole(scene.run, {device: agent_folder(scene.folder / device, device) for device in PARTS})
         if who == "ant":
+            coordinator.signal(signal.SIGCONT)
             agents["ant"] = scene.agent(port, "ant", part=PARTS["ant"])
         else:
             coordinator = scene.resume()
             coordinator.wait_for('"event":"round"')
     coordinator.wait_for_round(coordinator.rounds()[-1] + 2)
-    for one in (coordinator, *agents.values()):
-        one.signal(signal.SIGTERM)
-        scene.ended_well(one)
+    scene.stopped_well(coordinator, *agents.values())
     return f"{', '.join(seen)}; {scene.judge()}"
 
 
@@ -258,13 +268,12 @@ def fsync_fails(scene: Scene) -> str:
 
 @row("R13", "the file system turns read-only in the middle", quick=False)
 def read_only(scene: Scene) -> str:
-    rounds = 16
     image = mounts.Image(scene.folder / "image", scene.folder / "disk")
     try:
         port = scene.broker().address.port
         part = scene.on_disk("disk")
         write_board(image.folder)
-        coordinator, agents = start_fleet(part, port, rounds=rounds)
+        coordinator, agents = start_fleet(part, port, rounds=ENDLESS)
         coordinator.wait_for_round(3)
         time.sleep(scene.random.uniform(0.0, 0.2))
         image.fail()
@@ -278,10 +287,8 @@ def read_only(scene: Scene) -> str:
             part.run, {device: agent_folder(image.folder / device, device) for device in PARTS}
         )
         assert reached >= coordinator.rounds()[-1]
-        agents = {device: part.agent(port, device, part=share) for device, share in PARTS.items()}
-        part.ended_well(part.resume(), *agents.values())
-        judged = part.judge()
-        assert judged.n_rounds == rounds
+        judged = go_on(part, port)
+        assert judged.n_rounds >= reached + 2
     finally:
         scene.close()
         image.close()
@@ -300,14 +307,14 @@ def power_cuts(scene: Scene) -> str:
     try:
         port = scene.broker().address.port
         part = scene.on_disk("disk")
-        coordinator, agents = start_fleet(part, port, rounds=100_000)
+        coordinator, agents = start_fleet(part, port, rounds=ENDLESS)
         coordinator.wait_for_round(1)
         everybody = (coordinator, *agents.values())
         n_ahead = 0
         for number in range(n_cuts):
             time.sleep(scene.random.uniform(0.0, 0.3))
             for one in everybody:
-                one.signal(signal.SIGSTOP)
+                one.stand_still()
             told = coordinator.rounds()[-1]
             copy = scene.folder / f"copy{number}"
             image.copy(copy)
@@ -331,15 +338,7 @@ def power_cuts(scene: Scene) -> str:
 def go_on_after_power_cut(scene: Scene, port: int, copy: Path) -> Judged:
     """The fleet starts again on what the power cut left, and is as promised."""
     with mounts.mounted(copy, scene.folder / "found", "-o", "loop"):
-        part = scene.on_disk("found")
-        agents = [part.agent(port, device, part=share) for device, share in PARTS.items()]
-        coordinator = part.resume()
-        coordinator.wait_for('"event":"round"')
-        coordinator.wait_for_round(coordinator.rounds()[0] + 2)
-        for one in (coordinator, *agents):
-            one.signal(signal.SIGTERM)
-            part.ended_well(one)
-        return part.judge()
+        return go_on(scene.on_disk("found"), port)
 
 
 def look_after_power_cut(scene: Scene, copy: Path, *, told: int) -> int:

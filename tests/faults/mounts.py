@@ -61,17 +61,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def fill(folder: Path) -> Path:
-    """Write until nothing more can be; returns what to remove for room."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
+def fill(filler: Path) -> None:
+    """Add to a file until its disk takes nothing more."""
+    with filler.open("ab", buffering=0) as file:
         for n_bytes in (1 << 20, 1 << 12, 1):
             try:
                 while file.write(b"\0" * n_bytes):
                     pass
             except OSError:
                 continue
-    return filler
 
 
 class Image:

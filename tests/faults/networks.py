@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from tests.e2e.processes import Running, wait_until
 from tests.faults import far
 from tests.faults.cable import Cable
 from tests.faults.registry import row
-from tests.faults.scene import RUN, Scene, SkippedRowError, seconds_until
+from tests.faults.scene import ENDLESS, RUN, Scene, SkippedRowError, seconds_until
 from tests.faults.stubs import device_name
 from tests.mosquitto import Mosquitto, find_mosquitto
 from tests.served_broker import ServedBroker
@@ -25,7 +24,7 @@ def network_gone(scene: Scene) -> str:
     keep_alive_s, gone_s = 2, 5.0 * scene.scale
     with Cable(broker.address.port) as cable:
         stubs = scene.stubs(cable.port, 2, pace=0.02, keep_alive=keep_alive_s, max_backoff=1.0)
-        coordinator = scene.serve(broker.address.port, devices=2, rounds=100_000)
+        coordinator = scene.serve(broker.address.port, devices=2, rounds=ENDLESS)
         scene.wait_for_rounds(coordinator, 2)
         cable.pull()
         noticed_s = seconds_until(coordinator, "is offline", 30.0)
@@ -33,9 +32,7 @@ def network_gone(scene: Scene) -> str:
         cable.plug_in()
         back_s = seconds_until(coordinator, "is back", 60.0)
         scene.wait_for_rounds(coordinator, scene.n_rounds(coordinator) + 2)
-        for one in (coordinator, stubs):
-            one.signal(signal.SIGTERM)
-            scene.ended_well(one)
+        scene.stopped_well(coordinator, stubs)
     judged = scene.judge()
     assert noticed_s < 3 * 2 * keep_alive_s
     assert back_s < 30.0
@@ -77,7 +74,7 @@ def sessions(scene: Scene) -> str:
             ("lost", broker.restart),
             ("claimed", lying.tear),
         ]
-        coordinator = scene.serve(port, devices=4, rounds=100_000, sessions="kept")
+        coordinator = scene.serve(port, devices=4, rounds=ENDLESS, sessions="kept")
         scene.wait_for_rounds(coordinator, 2)
         took = []
         for number in range(20 if scene.scale > 1 else len(losses)):
@@ -87,9 +84,7 @@ def sessions(scene: Scene) -> str:
             closed, began_s = scene.n_rounds(coordinator), time.monotonic()
             scene.wait_for_rounds(coordinator, closed + 2)
             took.append(time.monotonic() - began_s)
-        for one in (coordinator, *stubs):
-            one.signal(signal.SIGTERM)
-            scene.ended_well(one)
+        scene.stopped_well(coordinator, *stubs)
     return f"{len(took)} of {len(took)} losses, two rounds after {max(took):.1f} s at most; {scene.judge()}"
 
 
@@ -206,14 +201,12 @@ def goodput(scene: Scene) -> str:
     fleet = FarFleet(scene, 0, Cell(300, 0.05))
     try:
         bare = fleet.bare(MEASURED_S)
-        coordinator, stubs = fleet.serve(rounds=100_000, round_steps=64), fleet.stubs()
+        coordinator, stubs = fleet.serve(rounds=ENDLESS, round_steps=64), fleet.stubs()
         scene.stubs_report(stubs, "joined")
         n_before, began_s = scene.n_applied(), time.monotonic()
         time.sleep(MEASURED_S)
         ours = (scene.n_applied() - n_before) / (time.monotonic() - began_s)
-        for one in (coordinator, stubs):
-            one.signal(signal.SIGTERM)
-            scene.ended_well(one)
+        scene.stopped_well(coordinator, stubs)
     finally:
         fleet.served.stop()
     judged = scene.judge()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from coordinator.store.run_folder import RunFolder
 from device_agent.state import TRAINING_FILE, DeviceFolder
 from tests.faults.disks import PARTS, agent_folder, start_fleet
 from tests.faults.registry import row
-from tests.faults.scene import RUN, Scene
+from tests.faults.scene import ENDLESS, RUN, Scene
 from tests.numerics.same import digest
 from toolkit.config import load_config, settings_text
 from toolkit.errors import CheckpointError, HseeError
@@ -109,11 +108,9 @@ def load_copy(scene: Scene, whole: Path, load: Callable[[Path], Found]) -> Found
 @row("R14", "bits flip in each file that a run and an agent keep: found, or nothing that is loaded changes")
 def bit_rot(scene: Scene) -> str:
     port = scene.broker().address.port
-    coordinator, agents = start_fleet(scene, port, rounds=100_000)
+    coordinator, agents = start_fleet(scene, port, rounds=ENDLESS)
     coordinator.wait_for_round(3)
-    for one in (coordinator, *agents.values()):
-        one.signal(signal.SIGTERM)
-        scene.ended_well(one)
+    scene.stopped_well(coordinator, *agents.values())
     times = 24 * scene.scale
     counts = flipped(scene, scene.run, of_coordinator, times=times)
     counts += flipped(scene, agent_folder(scene.folder / "ant", "ant"), of_agent, times=times)
@@ -128,7 +125,5 @@ def bit_rot(scene: Scene) -> str:
     again.wait_for('"event":"round"')
     assert again.rounds()[0] <= coordinator.rounds()[-1] + 1
     again.wait_for_round(again.rounds()[0] + 2)
-    for one in (again, *agents.values()):
-        one.signal(signal.SIGTERM)
-        scene.ended_well(one)
+    scene.stopped_well(again, *agents.values())
     return f"{', '.join(f'{n} {what}' for what, n in sorted(counts.items()))}; {scene.judge()}"

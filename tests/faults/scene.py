@@ -20,6 +20,8 @@ from tests.faults.judge import Judged, judge
 from tests.mosquitto import Mosquitto, find_mosquitto
 
 RUN = "r1"
+ENDLESS = 100_000
+"""Rounds of a run that is over when a row says so, however long the machine takes for what is done to it."""
 PROFILES = ROOT / "profiles/emulated"
 
 
@@ -169,6 +171,12 @@ class Scene:
         """Wait until processes have ended with status 0."""
         for one in running:
             assert one.end(cap_s) == 0, one.describe()
+
+    def stopped_well(self, *running: Running) -> None:
+        """Tell processes to stop, one after the other; each saves what it has and ends with status 0."""
+        for one in running:
+            one.signal(signal.SIGTERM)
+            self.ended_well(one)
 
     def record(self) -> dict[str, Any]:
         """The run's run.json."""

@@ -172,10 +172,9 @@ class CountingLink(MqttLink):
 
     n_failed = 0
 
-    def poll(self, timeout_s: float) -> list[LinkEvent]:
-        events = super().poll(timeout_s)
-        self.n_failed += sum(isinstance(event, Disconnected) for event in events)
-        return events
+    def _put(self, event: LinkEvent) -> None:
+        self.n_failed += isinstance(event, Disconnected)
+        super()._put(event)
 
 
 def make_agent(args: argparse.Namespace, number: int) -> tuple[Agent, CountingLink]:
@@ -237,10 +236,11 @@ def main() -> int:
         time.sleep(0.002)
     errors = []
     for agent, _ in pairs:
-        try:
-            agent.result()
-        except HseeError as exc:
-            errors.append(f"{type(exc).__name__}: {exc.message}")
+        if agent.over:
+            try:
+                agent.result()
+            except HseeError as exc:
+                errors.append(f"{type(exc).__name__}: {exc.message}")
         agent.close()
     report({"ended": len(pairs), "errors": errors, "most_failed": most_failed(pairs)})
     return 0

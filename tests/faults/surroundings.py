@@ -10,9 +10,10 @@ from tests.faults.scene import Scene
 @row("F3", "a long step never costs a keep-alive")
 def long_step(scene: Scene) -> str:
     broker = scene.broker()
-    step_s, keep_alive_s = (4.0, 2) if scene.scale == 1 else (60.0, 20)
+    # A step is longer than a broker waits, 1.5 keep-alives; and a keep-alive longer than a machine stands still.
+    step_s, keep_alive_s = (14.0, 8) if scene.scale == 1 else (60.0, 20)
     stubs = scene.stubs(broker.address.port, 1, pace=step_s, keep_alive=keep_alive_s)
-    coordinator = scene.serve(broker.address.port, devices=1, rounds=1, round_steps=2)
+    coordinator = scene.serve(broker.address.port, devices=1, rounds=1, round_steps=1)
     scene.ended_well(coordinator, stubs, cap_s=90.0 + 5 * step_s)
     assert "is offline" not in coordinator.out, coordinator.describe()
     assert scene.stubs_report(stubs, "ended")["most_failed"] == 0
