@@ -11,6 +11,9 @@ import pytest
 from tests.mosquitto import Mosquitto, find_mosquitto
 from toolkit.link.broker import EmbeddedBroker, generate_password, start_embedded_broker
 
+# What rich reads of a terminal, some of it as soon as it is imported: help is looked at as text of an ordinary width.
+for _name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "COLUMNS", "TERMINAL_WIDTH"):
+    os.environ.pop(_name, None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: as many computing threads as cores, not a multiple
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,6 +30,16 @@ def pytest_configure():
     # A runner in the background starts us with SIGINT ignored, and all that we start would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_settings_of_this_machine(tmp_path_factory) -> Iterator[None]:
+    """Whoever runs the tests may use hsee."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HSEE_")]:
+            patch.delenv(name)
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 @pytest.fixture

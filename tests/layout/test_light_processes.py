@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,24 @@ def test_help_loads_nothing_heavy():
     assert loaded(code).isdisjoint(HEAVY)
 
 
-def test_help_is_quick():
-    def cpu_s() -> float:
+def least_cpu_s(*words: str) -> float:
+    """Processor time of Python with these words, the least of three."""
+
+    def used_s() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
-    before = cpu_s()
-    subprocess.run(
-        [sys.executable, "-m", "toolkit.cli.entry", "--help"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT
-    )
-    assert cpu_s() - before < 0.5
+    times = [used_s()]
+    for _ in range(3):
+        subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
+        times.append(used_s())
+    return min(after - before for before, after in pairwise(times))
+
+
+def test_help_is_quick():
+    """Half a second on an ordinary machine; so here no more than four times what its own libraries take to load."""
+    libraries_s = least_cpu_s("-c", "import typer.rich_utils, rich.table, rich.panel, rich.markdown")
+    assert least_cpu_s("-m", "toolkit.cli.entry", "--help") < 4 * libraries_s
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,9 @@ HOSTILE = {
 @pytest.mark.parametrize("profile", HOSTILE.values(), ids=list(HOSTILE))
 def test_a_hostile_profile_is_as_none_and_costs_little(profile):
     assert not is_taken("")  # what is loaded once is loaded
-    began_s = time.process_time()
+    began_s = time.thread_time()
     assert not is_taken(profile)
-    assert time.process_time() - began_s < 1.0
+    assert time.thread_time() - began_s < 1.0
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]

@@ -51,7 +51,7 @@ class Rig:
         self.published = []
         self.said = []
         self.echo = Echo()
-        self.beside = Beside(self.echo, clock=time.monotonic, say=self.said.append)
+        self.beside = Beside(self.echo, clock=lambda: 0.0, say=self.said.append)
 
     def publish(self, topic, payload, *, qos=1, retain=False):
         del topic, qos, retain

@@ -203,9 +203,9 @@ def test_a_thousand_devices_of_ten_cuts_take_less_than_a_second():
         DeviceInput(name=f"d{i}", profile=scaled(ten, 1 + i % 37 / 10), n_batches=5 + i % 11)
         for i in range(1000)
     ]
-    began = time.process_time()
+    began = time.thread_time()
     plan = choose_cuts(devices, server=ServerInput(flop_per_s=1e11))
-    assert time.process_time() - began < 1.0
+    assert time.thread_time() - began < 1.0
     assert plan.shortest_round_ms <= plan.round_ms <= plan.shortest_round_ms * 1.05 + 0.001
 
 

@@ -124,7 +124,7 @@ def test_a_controller_that_refuses_leaves_no_group_in_the_other(tmp_path: Path):
 
 def test_groups_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_path: Path):
     proc = fake_proc(tmp_path, mounts=mount(tmp_path, "cgroup", "rw,cpu,memory"), groups="1:cpu,memory:/\n")
-    (proc / "4242").mkdir()
+    (proc / "4242").mkdir(exist_ok=True)
     dead, living, foreign = (tmp_path / name for name in ("hsee-999999999", "hsee-4242", "other"))
     for group in (dead, living, foreign):
         group.mkdir()

@@ -30,7 +30,7 @@ def save_picture(path, values, mode=None):
 
 
 def save_text(path, text):
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -1,6 +1,7 @@
 """The one screen: worst first, 200 rows readable, and nothing on it that is not known."""
 
 import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -44,8 +45,9 @@ def fleet(n=200):
 
 
 def drawn(status, devices, *, n_rows=None, width=120, labels=None):
-    console = Console(width=width, record=True, file=open(os.devnull, "w"), force_terminal=True)  # noqa: PTH123, SIM115
-    with console.file:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        # With a height too, or it takes a dumb terminal's width.
+        console = Console(width=width, height=100, record=True, file=nowhere, force_terminal=True)
         console.print(render(status, devices, labels or {}, n_rows=n_rows))
     return console.export_text()
 
