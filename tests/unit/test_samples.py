@@ -347,3 +347,10 @@ def test_sources_that_are_not_there_or_of_no_kind(tmp_path):
     np.savez(tmp_path / "empty.npz", x=X[:0])
     with pytest.raises(DataError, match="holds no samples"):
         read(tmp_path / "empty.npz")
+
+
+@pytest.mark.parametrize("source", ["digits", "torchvision:cifar10", "python:my_data:make"])
+def test_what_only_training_knows_is_said_to_be_so(source):
+    with pytest.raises(DataError, match=f"{source} names data to train with") as caught:
+        read(source)
+    assert "camera:0" in caught.value.hint

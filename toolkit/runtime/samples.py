@@ -28,6 +28,8 @@ MAX_FIRST_LINE = 1024
 """Characters of standard input by which its kind is told."""
 _KINDS = (CSV, "folder:", "npz:")
 """What a source of training begins with; here a path may stand alone."""
+_TRAINED_WITH = ("digits", "torchvision", "python")
+"""The first word of a source that only training knows: its packages are not on a board that infers."""
 
 __all__ = [
     "PICTURE_SUFFIXES",
@@ -151,15 +153,27 @@ def _each(
     elif suffix == ".jsonl":
         rows = _json_file_rows(path, shape, class_names)
     else:
-        file_bytes(path)
-        raise DataError(
-            f"{source} is of no kind that can be read.",
-            hint="Give a picture, a folder of pictures, .npz, .npy, .csv, .jsonl, camera:0, or - for standard input.",
-            path=source,
-        )
+        raise _unreadable(source)
     for sample in rows:
         _check_sample(sample, shape)
         yield sample
+
+
+def _unreadable(source: str) -> DataError:
+    """Why a source can't be read that looks like none of those that can."""
+    path = Path(source)
+    if source.partition(":")[0] in _TRAINED_WITH and not path.exists():
+        said = (
+            f"{source} names data to train with; inference reads files, folders, a camera or standard input."
+        )
+    else:
+        file_bytes(path)
+        said = f"{source} is of no kind that can be read."
+    return DataError(
+        said,
+        hint="Give a picture, a folder of pictures, .npz, .npy, .csv, .jsonl, camera:0, or - for standard input.",
+        path=source,
+    )
 
 
 def _check_sample(sample: Sample, shape: tuple[int, ...]) -> None:
