@@ -16,7 +16,7 @@ from toolkit.wire.topics import Topics
 pytestmark = pytest.mark.needs_mosquitto
 
 AGENT = Path(__file__).with_name("agent_from_the_page.py")
-PACE = 20.0
+PACE = 6.0
 
 
 @pytest.fixture

@@ -329,12 +329,14 @@ def test_a_newer_connection_takes_the_client_id_over(world, connect):
     assert wait_for(watcher, Received)[0] == Received("state/dev1", b"offline")
 
 
-def test_two_processes_of_one_client_id_learn_the_cause(connect):
-    ours, theirs = connect("dev1"), connect("dev1")
+def test_two_processes_of_one_client_id_learn_the_cause(world, connect):
+    ours, theirs = connect("dev1"), world.link("dev1")
+    theirs.start()
     conflicts = []
     deadline_s = time.monotonic() + CAP_S
     while not conflicts:
         assert time.monotonic() < deadline_s, "never told of the conflict"
         lost = [event for event in ours.poll(0.02) + theirs.poll(0.02) if isinstance(event, Disconnected)]
         conflicts = [event.error for event in lost if isinstance(event.error, IdentityConflictError)]
+    theirs.close()
     assert conflicts[0].facts["client_id"] == "dev1"

@@ -184,7 +184,8 @@ def test_an_account_without_grants_may_do_nothing(tmp_path):
     topics = Topics(FLEET)
     with start_embedded_broker(tmp_path, passwords, grants={"dev1": grants_of("dev1", topics)}) as embedded:
         nobody = embedded.address.with_login("dev2", passwords["dev2"])
-        with Probe(nobody, answer_s=0.5) as probe:
+        with Probe(nobody) as probe:
+            probe.answer_s = 0.5
             own = topics.check("dev2")
             probe.subscribe(own)
             assert not probe.fence(own)

@@ -45,7 +45,7 @@ def archive(tmp_path):
     bundle = write_bundle(
         tmp_path / "made",
         manifest_of(scaling_segment(1)),
-        {"segment1.onnx": scaling_onnx(2.0), "notes.txt": bytes(range(256)) * 1024 * 11},
+        {"segment1.onnx": scaling_onnx(2.0), "notes.txt": bytes(range(256)) * 1024 * 30},
     )
     return write_archive(bundle, tmp_path / "made.hsee")
 
@@ -181,6 +181,8 @@ def test_forged_offers_and_pieces_cost_nothing_and_install_nothing(rig, archive,
     board = rig.board("ant")
     place = tmp_path / "boards" / "ant"
     rig.until(lambda: board._contact.is_made)
+    board._link.publish(TOPICS.offer("ant"), b"")
+    rig.until(lambda: board.n_refused_messages == 1)  # the broker has its subscription
     forger = Forger(rig)
     content = archive.read_bytes()
     digest = hashlib.sha256(content).digest()

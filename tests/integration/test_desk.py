@@ -2,6 +2,7 @@
 
 import socket
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from coordinator.watching.local_socket import (
 )
 from device_agent.telemetry import BoardReading, Reporter
 from tests.integration.test_coordinator import SETTINGS, is_over, member
-from tests.numerics.fleet import RUN, TOPICS, Fleet
+from tests.numerics.fleet import RUN, SWEEP_S, TOPICS, Fleet
 from toolkit.errors import RunError
 from toolkit.wire.words import DeviceWord, encode_word
 
@@ -74,8 +75,13 @@ class Watched(Fleet):
 
     def ask(self, question, *values):
         """Ask on the socket while the run goes on."""
-        future = self.pool.submit(question, self.path / "run", *values)
-        self.run_until(future.done)
+        return self.answered(self.pool.submit(question, self.path / "run", *values))
+
+    def answered(self, future):
+        """What another thread comes to while the run goes on, whose clock does not outrun that thread."""
+        while not future.done():
+            self.sweep()
+            time.sleep(SWEEP_S)
         return future.result()
 
     def status(self):
@@ -216,6 +222,9 @@ def test_the_log_holds_both_sides_and_can_be_followed_to_the_end(make_fleet):
     fleet.sweeps()  # the socket listens
     everything = fleet.pool.submit(lambda: list(ask_log(fleet.path / "run", AskLog(follow=True))))
     of_bee = fleet.pool.submit(lambda: list(ask_log(fleet.path / "run", AskLog(device="bee", follow=True))))
+    while sum(client.is_answered for client in fleet.desk._socket._clients) < 2:
+        fleet.sweep()
+        time.sleep(SWEEP_S)
     fleet.start()
     fleet.run_until(lambda: len(rounds(fleet)) >= 1)
     fleet.reporters["bee"].line("hello from bee")
@@ -284,18 +293,16 @@ def test_what_is_no_question_is_answered_so(make_fleet, line):
     fleet = make_fleet()
     with fleet.raw() as client:
         client.sendall(line)
-        answer = fleet.pool.submit(lambda: client.makefile("rb").read())
-        fleet.run_until(answer.done)
-    assert answer.result().startswith(b'{"error":"This is no question: ')
+        answer = fleet.answered(fleet.pool.submit(lambda: client.makefile("rb").read()))
+    assert answer.startswith(b'{"error":"This is no question: ')
 
 
 def test_a_question_without_an_end_is_none(make_fleet):
     fleet = make_fleet()
     with fleet.raw() as client:
         client.sendall(b" " * (MAX_QUESTION_BYTES + 1))
-        answer = fleet.pool.submit(lambda: client.makefile("rb").read())
-        fleet.run_until(answer.done)
-    assert answer.result().startswith(b'{"error"')
+        answer = fleet.answered(fleet.pool.submit(lambda: client.makefile("rb").read()))
+    assert answer.startswith(b'{"error"')
 
 
 def test_a_question_may_come_in_pieces(make_fleet):
@@ -304,9 +311,8 @@ def test_a_question_may_come_in_pieces(make_fleet):
         for byte in msgspec.json.encode(AskStatus()) + b"\n":
             client.sendall(bytes([byte]))
             fleet.sweep()
-        answer = fleet.pool.submit(lambda: client.makefile("rb").readline())
-        fleet.run_until(answer.done)
-    assert msgspec.json.decode(answer.result())["run"] == RUN
+        answer = fleet.answered(fleet.pool.submit(lambda: client.makefile("rb").readline()))
+    assert msgspec.json.decode(answer)["run"] == RUN
 
 
 def test_who_asks_nothing_is_cut_off_after_a_while(make_fleet):

@@ -82,16 +82,20 @@ def reports(probe: Probe) -> list[float]:
 
 
 def test_telemetry_goes_on_through_a_step_of_two_minutes(heard, reporter, agent):
+    # A machine that stands still for a second spoils one step; a heartbeat that stops in a step is heard in none.
+    assert any(goes_on_through_a_step(heard, reporter, agent) for _ in range(3)), reports(heard)
+
+
+def goes_on_through_a_step(heard, reporter, agent) -> bool:
+    n_before = len(reports(heard))
     with Heartbeat(reporter, agent, every_s=0.02):
         began_s = time.monotonic()
         compute(STEP_S)
         took_s = (time.monotonic() - began_s) * FASTER
-        heard.wait_until(lambda: len(reports(heard)) >= int(took_s / 15), 2.0)
-    told = reports(heard)
-    gaps = np.diff(told)
+        heard.wait_until(lambda: len(reports(heard)) - n_before >= int(took_s / 15), 2.0)
+    told = reports(heard)[n_before:]
     # Every 15 s; a loaded machine may miss two in a row, and still nobody would be called silent (60 s).
-    assert len(told) >= int(took_s / 15) - 3, told
-    assert gaps.max() < 60, gaps
+    return len(told) >= max(2, int(took_s / 15) - 3) and np.diff(told).max() < 60
 
 
 def test_the_last_lines_are_told_before_it_ends_and_none_once_it_is_fenced(heard, reporter, agent):

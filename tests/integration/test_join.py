@@ -143,7 +143,7 @@ def test_a_pasted_line_makes_the_folder_that_user_add_makes(served, desk, board)
     with Probe(login) as probe:
         removed = desk.run("broker", "user", "remove", "new1", "--yes")
         assert removed.end() == 0, removed.describe()
-        assert probe.wait_until(lambda: not probe.is_connected, 2.0)
+        assert probe.wait_until(lambda: not probe.is_connected, 10.0)
 
 
 def test_two_boards_by_one_window_and_the_operator_stays_free(desk, board):
@@ -159,7 +159,7 @@ def test_two_boards_by_one_window_and_the_operator_stays_free(desk, board):
 
 
 def test_late_and_left_over_tokens_are_refused(served, desk, board):
-    window, lines, secrets = invite(desk, "new1", "--minutes", "0.05")
+    window, lines, secrets = invite(desk, "new1", "--minutes", "0.1")
     assert window.end() == 5, window.describe()
     late = paste(board, lines["new1"], secrets["new1"])
     assert (late.end(), "lapsed" in late.err) == (4, True), late.describe()
@@ -167,7 +167,7 @@ def test_late_and_left_over_tokens_are_refused(served, desk, board):
     assert accounts(served) == ["dev1", "op-admin"]
     assert not (served.folder.path / "invites").exists()
 
-    killed, lines, secrets = invite(desk, "new1", "--minutes", "0.05")
+    killed, lines, secrets = invite(desk, "new1", "--minutes", "0.1")
     killed.kill()
     # Its token is still let in, and nobody is there to answer: that gives no account.
     login = served.folder.login("dev1")
@@ -208,6 +208,7 @@ def opened(served) -> Iterator[tuple[JoinWindow, Token, Clock]]:
     clock = Clock()
     operator = served.folder.login("op-admin")
     with open_window(operator, served.topics, ["new1"], lasts_s=900, clock=clock) as window:
+        window._control.accounts()  # answered on the same connection, once the broker has its subscription
         yield window, window.tokens[0], clock
     with served.probe("op-admin") as probe:
         control = DynamicSecurity(probe, served.topics)
@@ -255,7 +256,7 @@ def test_a_second_board_with_the_token_is_refused_in_words(served, opened):
         say(served, probe, token, JoinDone(OTHER_NONCE))
         say(served, probe, token, JoinDone(NONCE))
         wait_for(window, "joined")
-        assert probe.wait_until(lambda: not probe.is_connected, 2.0), "the token outlives its use"
+        assert probe.wait_until(lambda: not probe.is_connected, 10.0), "the token outlives its use"
     assert window.is_over
 
 

@@ -1,6 +1,5 @@
 """A board that is asked to measure itself as it joins measures the way it came by, over the connection that it has."""
 
-import threading
 import time
 
 import msgspec
@@ -74,14 +73,21 @@ def test_the_link_is_measured_and_the_agents_messages_wait(mosquitto):
 
 
 @pytest.mark.needs_mosquitto
-def test_a_broker_that_goes_away_costs_the_link_only(mosquitto):
+def test_a_broker_that_goes_away_costs_the_link_only(mosquitto, monkeypatch):
     said = []
     link = connected(mosquitto, "dev1")
-    timer = threading.Timer(0.3, mosquitto.kill)
-    timer.start()
+    lent = link.lend(OWN)
+    publish, topics = lent.publish, []
+
+    def publish_until_it_goes(topic, *args, **kwargs):
+        topics.append(topic)
+        if len(topics) == 5:
+            mosquitto.kill()
+        publish(topic, *args, **kwargs)
+
+    monkeypatch.setattr(lent, "publish", publish_until_it_goes)
     before = profile_text(PROFILE)
-    text = bench_of(said).measure_link(before, link.lend(OWN), topic=OWN, address=mosquitto.address)
-    timer.join()
+    text = bench_of(said).measure_link(before, lent, topic=OWN, address=mosquitto.address)
     assert text == before
     assert said[0].startswith("the link is not measured, and the plan assumes one: The broker went away")
     assert any(isinstance(event, Disconnected) for event in link.poll(0.0))  # the agent hears of it too

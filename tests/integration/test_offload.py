@@ -90,7 +90,9 @@ def serving(broker, folder, *, run=RUN, slow_s=0.0):
             if slow_s and service.held_bytes:
                 time.sleep(slow_s)
             server.poll(0.01)
-            if server._contact.is_made:
+            if server._contact.is_made and not up.is_set():
+                server._link.publish(TOPICS.ask("nobody"), b"")
+            if server.n_refused_messages:  # the broker has its subscription
                 up.set()
 
     thread = threading.Thread(target=serve)
@@ -191,14 +193,17 @@ def test_an_answer_does_not_wait_for_the_training_step_under_way(mosquitto, trai
     try:
         while not server._contact.is_made:
             server.poll(0.1)
+        link.publish(TOPICS.ask("nobody"), b"")
+        while not beside.n_refused:  # the broker has its subscription
+            server.poll(0.01)
         with asking(mosquitto, trained, "ant") as (asker, cascade):
             assert asker.start(CAP_S)
             answers = cascade.run(samples(4))
             assert [answer.exit for answer in answers] == ["coordinator"] * 4
         server.poll(0.2)  # nothing of it was left for the loop
-        assert (service.n_answered, beside.n_refused) == (1, 0)
     finally:
         server.close()
+    assert (service.n_answered, beside.n_refused) == (1, 1)
 
 
 def test_one_link_asks_about_a_bundle_and_about_the_one_that_replaces_it(mosquitto, trained):
@@ -213,7 +218,10 @@ def test_one_link_asks_about_a_bundle_and_about_the_one_that_replaces_it(mosquit
     np.testing.assert_array_equal(answers[0].index, answers[2].index)
 
 
-def test_no_coordinator_is_a_fallback_after_the_deadline_and_soon_without_waiting(mosquitto, trained):
+def test_no_coordinator_is_a_fallback_after_the_deadline_and_soon_without_waiting(
+    mosquitto, trained, monkeypatch
+):
+    monkeypatch.setattr(asker_module, "PROBE_S", 60.0)
     with asking(mosquitto, trained, "ant", deadline_s=0.2) as (asker, cascade):
         assert asker.start(CAP_S)
         alone = Cascade(cascade.bundle, threshold=1e-9)(samples(1))
@@ -224,7 +232,7 @@ def test_no_coordinator_is_a_fallback_after_the_deadline_and_soon_without_waitin
             assert answers.index.tolist() == alone.index.tolist()
             times.append(answers.ms[0])
     assert all(ms >= 200 for ms in times[:-1])
-    assert times[-1] < 100
+    assert times[-1] < 200
     assert asker.facts.reasons == {"late": asker_module.PATIENCE, "nobody answers": 1}
 
 
@@ -266,6 +274,9 @@ class Forger:
         while not any(isinstance(e, Connected) for e in self._link.poll(0.1)):
             pass
         self._link.subscribe(TOPICS.all_asks)
+        self._link.publish(TOPICS.ask("forger"), b"")
+        while not any(isinstance(e, Received) for e in self._link.poll(0.1)):
+            pass  # until the broker has its subscription
         self._assembler = chunks.Assembler()
 
     def next_ask(self):

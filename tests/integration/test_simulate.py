@@ -182,18 +182,24 @@ def test_killed_at_any_moment_it_comes_to_the_same(scenario, tmp_path):
         "from toolkit.simulate.scenario import Scenario\n"
         "from toolkit.simulate.simulation import simulate\n"
         "scenario = msgspec.json.decode(pathlib.Path(sys.argv[1]).read_bytes(), type=Scenario)\n"
-        "show = lambda event: print(type(event).__name__, flush=True)\n"
+        "def show(event):\n"
+        "    print(type(event).__name__, flush=True)\n"
+        "    if type(event).__name__ == 'RoundClosed': sys.stdin.readline()\n"
         "simulate(scenario, pathlib.Path(sys.argv[2]), n_seeds=1, observe=show)\n"
     )
     with subprocess.Popen(
         [sys.executable, program, tmp_path / "scenario.json", folder],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     ) as child:
-        n_closed = 0
-        while n_closed < 3:
-            n_closed += child.stdout.readline() == "RoundClosed\n"
+        for n_closed in range(1, 4):
+            while child.stdout.readline() != "RoundClosed\n":
+                assert child.poll() is None
+            if n_closed < 3:
+                child.stdin.write("\n")
+                child.stdin.flush()
         child.kill()
     assert child.returncode == -9
     assert digests(run(scenario, folder)) == expected

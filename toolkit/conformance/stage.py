@@ -103,12 +103,16 @@ class Stage:
         self._link.publish(self._topics.down(self.run, self.device), frame)
 
     def wait_for(self, holds: Callable[[], bool], cap_s: float) -> bool:
-        """Listen until something holds; whether it did within the cap."""
-        deadline_s = time.monotonic() + cap_s
+        """Listen until something holds; whether it did within the cap, which counts only time in which we listened."""
+        left_s = cap_s
         while not holds():
-            if time.monotonic() >= deadline_s:
+            if left_s <= 0:
                 return False
+            began_s = time.monotonic()
             self._listen()
+            left_s -= min(
+                time.monotonic() - began_s, 2 * _LOOK_S
+            )  # not time in which this machine stood still
         return True
 
     def listen_for(self, seconds: float) -> None:
