@@ -19,7 +19,6 @@ from device_agent.lent_link import LendableLink
 from device_agent.local_data import LocalData, load_local_data
 from device_agent.sending import Conduct
 from device_agent.service import ServiceManager
-from device_agent.signals import StopSignals, TerminatedError
 from device_agent.telemetry import Reporter
 from device_agent.workbench import Workbench
 from toolkit.arguments import ArgumentParser
@@ -28,6 +27,7 @@ from toolkit.errors import FencedError, HseeError, report_error, require
 from toolkit.journal import Level, LogTo, log_all, write_line
 from toolkit.link.connect import broker_of, make_link
 from toolkit.profile.schema import profile_text, read_profile
+from toolkit.signals import StopSignals, TerminatedError
 from toolkit.wire.messages import MeasureRequest
 from toolkit.wire.session import DevicePhase
 from toolkit.wire.topics import Topics, check_name

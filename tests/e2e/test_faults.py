@@ -14,6 +14,20 @@ pytestmark = pytest.mark.needs_mosquitto
 PARTS = {"ant": "1/24", "bee": "2/24"}
 ROUNDS = 96
 RUN = ("--devices", 2, "--run", "r1")
+TOLD_TO_STOP_AS_IT_COMMITS = """
+import os, sys
+from coordinator.commits import Commits
+from toolkit.cli import entry
+commit = Commits.commit
+
+def commit_as_a_signal_comes(self, underway, now):
+    commit(self, underway, now)
+    if underway.state.round == 2:
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+Commits.commit = commit_as_a_signal_comes
+sys.exit(entry.main(sys.argv[2:]))
+"""
 
 
 @pytest.fixture
@@ -92,3 +106,19 @@ def test_whatever_starts_first_waits_for_the_others(hsee, tmp_path, start_agent,
         check_finished(hsee, coordinator, early, late, rounds=2)
     finally:
         mosquitto.kill()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_coordinator_that_is_told_to_stop_ends_what_it_does_and_tells_it(
+    hsee, mosquitto, start_agent, number, status
+):
+    port = mosquitto.address.port
+    agents = [start_agent(port, device) for device in PARTS]
+    words = ("coordinator", "start", "--broker", f"127.0.0.1:{port}", "--json", *RUN, "--rounds", 4)
+    first = hsee.python("-c", TOLD_TO_STOP_AS_IT_COMMITS, int(number), *words)
+    assert first.end() == status, first.describe()
+    assert first.rounds() == [1, 2]  # each that is committed
+    assert first.events[-1]["status"] == "stopped"
+    second = hsee.start("run", "resume", "runs/r1", "--json")
+    check_finished(hsee, second, *agents, rounds=4)
+    assert second.rounds() == [3, 4]

@@ -6,9 +6,9 @@ python -m tests.faults.serve --broker HOST:PORT --folder RUN --devices N --round
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from coordinator.store.run_folder import RunFolder
 from tests.faults.stubs import CUT, FLEET, MODEL, add_broker, address_of, be_another, device_name
 from toolkit.config import Run
 from toolkit.link.connect import make_link
+from toolkit.signals import StopSignals
 
 
 def say(event: RunEvent) -> None:
@@ -75,13 +76,12 @@ def main() -> int:
         observe=say,
         planner=GivenCuts({device_name(n): CUT for n in range(args.devices)}),
     )
-    signal.signal(signal.SIGTERM, lambda *_: coordinator.end("stopped", "told to"))
-    coordinator.start()
-    try:
+    with closing(coordinator), StopSignals() as signals:
+        coordinator.start()
         while not coordinator.over:
+            if signals.wanted:
+                coordinator.end("stopped", "told to")
             coordinator.poll(0.05)
-    finally:
-        coordinator.close()
     return 0
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from device_agent.agent import ADVICE
 from device_agent.identity import HeldIdentity, device_id
-from device_agent.signals import StopSignals, TerminatedError
 from tests.unit.lone_agent import NONCE, TOPICS, World
 from toolkit.errors import (
     BrokerLoginError,
@@ -20,6 +19,7 @@ from toolkit.errors import (
 )
 from toolkit.link.base import Disconnected, Received
 from toolkit.link.memory import MemoryLink
+from toolkit.signals import StopSignals, TerminatedError
 from toolkit.wire.messages import (
     Bye,
     Fenced,

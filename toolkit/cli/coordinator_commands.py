@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +25,7 @@ from toolkit.cli.options import (
 )
 from toolkit.errors import RunError, UsageError, require
 from toolkit.journal import log_all
+from toolkit.signals import StopSignals, TerminatedError
 from toolkit.wire.topics import Topics, check_name
 
 if TYPE_CHECKING:
@@ -41,10 +40,6 @@ MIN_CLASSES = 2
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")]
 app = typer.Typer(no_args_is_help=True, help="The part that trains the rest of the network.")
 run_app = typer.Typer(no_args_is_help=True, help="Runs and their folders.")
-
-
-class _TerminatedError(Exception):
-    """SIGTERM came."""
 
 
 @app.command()
@@ -264,21 +259,17 @@ def _serve(settings: Settings, address: BrokerAddress, folder: RunFolder, displa
     )
     desk.open(coordinator)
     display.begin(run=run, folder=folder.path, broker=str(address), fleet=topics.fleet)
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        with LogTo(desk.line):
+    with ExitStack() as at_end:
+        at_end.callback(coordinator.close)
+        signals = at_end.enter_context(StopSignals())
+        at_end.enter_context(LogTo(desk.line))
+        try:
             coordinator.start()
             while not coordinator.over:
+                signals.obey()
                 coordinator.poll(POLL_S)
-    except (KeyboardInterrupt, _TerminatedError) as exc:
-        resume_hint = f"hsee run resume {folder.path}"
-        coordinator.end("stopped", f"Stopped by hand; go on with: {resume_hint}")
-        if isinstance(exc, KeyboardInterrupt):
-            raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        coordinator.close()
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _TerminatedError
+        except (KeyboardInterrupt, TerminatedError) as exc:
+            resume_hint = f"hsee run resume {folder.path}"
+            coordinator.end("stopped", f"Stopped by hand; go on with: {resume_hint}")
+            if isinstance(exc, KeyboardInterrupt):
+                raise

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and Ctrl-C wait for the end of a training step, so that what is saved is never torn."""
+"""Being told to stop: SIGTERM and Ctrl-C wait for the end of a step or a commit, so that nothing is left half done."""
 
 from __future__ import annotations
 
