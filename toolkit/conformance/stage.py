@@ -110,9 +110,8 @@ class Stage:
                 return False
             began_s = time.monotonic()
             self._listen()
-            left_s -= min(
-                time.monotonic() - began_s, 2 * _LOOK_S
-            )  # not time in which this machine stood still
+            # What goes beyond that is time in which this machine stood still.
+            left_s -= min(time.monotonic() - began_s, 2 * _LOOK_S)
         return True
 
     def listen_for(self, seconds: float) -> None:
