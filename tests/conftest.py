@@ -43,6 +43,13 @@ def no_settings_of_this_machine(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture
+def roomy_machine(monkeypatch) -> None:
+    """To ``hsee doctor`` this machine is short of neither disk nor memory, whatever it is."""
+    for name in ("FEW_DISK_MB", "FEW_MEMORY_MB"):
+        monkeypatch.setattr(f"toolkit.doctor.machine.{name}", 0)
+
+
+@pytest.fixture
 def mosquitto(tmp_path) -> Iterator[Mosquitto]:
     """A running Mosquitto that lets everybody in; its tests carry the marker ``needs_mosquitto``."""
     broker = Mosquitto(tmp_path)

@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 from device_agent.agent import Agent
 from tests.unit.test_agent import DATA
 from toolkit.conformance.__main__ import check, main
+from toolkit.conformance.stage import Stage
 from toolkit.link.connect import make_link
+from toolkit.link.memory import MemoryBroker, MemoryLink
 from toolkit.wire import session
 from toolkit.wire.messages import Fenced, Refusal, Welcome
 from toolkit.wire.payloads import Batch
@@ -261,3 +264,19 @@ def test_as_a_command_it_says_when_nobody_comes(mosquitto, capsys):
     assert main([*words, "--json"]) == 1
     report = msgspec.json.decode(capsys.readouterr().out)
     assert [f["verdict"] for f in report["findings"]] == ["failed", "skipped", "skipped"]
+
+
+def test_time_in_which_the_machine_stands_still_is_not_listened(monkeypatch):
+    stage = Stage(
+        MemoryLink(MemoryBroker(), "coord"), topics=Topics("home"), run="r1", device="ant", batch_size=4
+    )
+    now_s, n_looks = [0.0], []
+
+    def look():
+        n_looks.append(now_s[0])
+        now_s[0] += 100.0 if len(n_looks) == 1 else 0.02
+
+    monkeypatch.setattr("toolkit.conformance.stage.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr(stage, "_listen", look)
+    assert stage.wait_for(lambda: len(n_looks) == 10, 1.0)
+    assert not stage.wait_for(lambda: False, 1.0)

@@ -35,6 +35,11 @@ def wait_until(holds: Callable[[], object], what: Callable[[], str], cap_s: floa
         time.sleep(_LOOK_EVERY_S)
 
 
+def _state_of(folder: Path) -> str:
+    """The letter of a process's state, from its folder in /proc."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 class Running:
     """One started command; its output is in files, so that it never blocks on a reader."""
 
@@ -88,8 +93,8 @@ class Running:
     def stand_still(self) -> None:
         """Stop it until SIGCONT, and wait until it stands: what the kernel does for it is done."""
         self.process.send_signal(signal.SIGSTOP)
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", self.describe)
+        folder = Path(f"/proc/{self.process.pid}")
+        wait_until(lambda: _state_of(folder) == "T", self.describe)
 
     def kill(self) -> None:
         """Kill -9, and wait until it is gone."""
@@ -175,8 +180,7 @@ class Hsee:
             try:
                 if f"{_MARK}={self._mark}".encode() not in (folder / "environ").read_bytes():
                     continue
-                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-                if state != "Z":
+                if _state_of(folder) != "Z":
                     found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue

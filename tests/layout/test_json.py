@@ -76,13 +76,14 @@ HELD_BY = {
 """Tests that read what a command answers in JSON."""
 
 
+pytestmark = pytest.mark.usefixtures("roomy_machine")
+
+
 @pytest.fixture(autouse=True)
 def in_a_folder_with_a_bundle(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr("toolkit.doctor.parts.check_parts", list)
-    for name in ("FEW_DISK_MB", "FEW_MEMORY_MB"):  # this machine may be short of either
-        monkeypatch.setattr(f"toolkit.doctor.machine.{name}", 0)
     write_bundle(tmp_path / "bundle", manifest_of(scaling_segment(1)), {"segment1.onnx": scaling_onnx(1.0)})
     (tmp_path / "samples.csv").write_text("1,2,3\n")
 

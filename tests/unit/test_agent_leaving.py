@@ -1,8 +1,5 @@
 """How an agent's process comes to its end: a run that is over, a refusal, a stop signal, no broker."""
 
-import os
-import signal
-
 import pytest
 
 from device_agent.agent import ADVICE
@@ -19,7 +16,6 @@ from toolkit.errors import (
 )
 from toolkit.link.base import Disconnected, Received
 from toolkit.link.memory import MemoryLink
-from toolkit.signals import StopSignals, TerminatedError
 from toolkit.wire.messages import (
     Bye,
     Fenced,
@@ -161,36 +157,3 @@ def test_a_device_id_is_one_level_of_a_topic(monkeypatch):
     ) as caught:
         device_id("")
     assert caught.value.hint == "Name one with --id."
-
-
-@pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TerminatedError)]
-)
-def test_a_stop_signal_waits_for_the_end_of_a_step(number, error):
-    before = signal.getsignal(number)
-    with StopSignals() as signals:
-        os.kill(os.getpid(), number)
-        step_ended = True
-        assert signals.wanted
-        with pytest.raises(error):
-            signals.obey()
-        with pytest.raises(error):
-            os.kill(os.getpid(), number)  # a second one insists
-    assert step_ended
-    assert signal.getsignal(number) is before
-
-
-def test_a_measurement_is_broken_off_at_once():
-    did = []
-
-    def measure(signals):
-        with signals.at_once():
-            did.append("begun")
-            os.kill(os.getpid(), signal.SIGTERM)
-            did.append("went on")
-
-    with StopSignals() as signals:
-        for _ in range(2):  # a process that is to stop begins none
-            with pytest.raises(TerminatedError):
-                measure(signals)
-    assert did == ["begun"]

@@ -21,13 +21,13 @@ from toolkit.errors import MachineError
 from toolkit.findings import Finding
 from toolkit.link.broker import generate_password
 
+pytestmark = pytest.mark.usefixtures("roomy_machine")
+
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    for name in ("FEW_DISK_MB", "FEW_MEMORY_MB"):  # this machine may be short of either
-        monkeypatch.setattr(f"toolkit.doctor.machine.{name}", 0)
     log = logging.getLogger("toolkit.link")
     before = log.level
     yield

@@ -110,7 +110,7 @@ class Stage:
                 return False
             began_s = time.monotonic()
             self._listen()
-            # What goes beyond that is time in which this machine stood still.
+            # What goes beyond two looks is time in which this machine stood still.
             left_s -= min(time.monotonic() - began_s, 2 * _LOOK_S)
         return True
 
